@@ -1,0 +1,143 @@
+"""Keys and invites as one line of text each: docs/protocol.md section 9.
+
+    spa-key <base64> comment              a client's public key, to be enrolled at a server
+    spa-server <base64> host:port         a server's public key and where to knock
+    spa://host:port/<base64url>           an invite, which is a secret
+
+Each ends its bytes with a checksum of 4, so that a line torn or mistyped on its way is refused.
+"""
+
+import base64
+import binascii
+import hashlib
+from dataclasses import dataclass, field
+from typing import Final
+
+from spa_protocol.layout import DEFAULT_PORT, KEY_SIZE
+from spa_protocol.publickey import PublicKey
+from spa_protocol.seal import WeakKey
+from spa_protocol.sshsig import KeyType
+
+_CHECKSUM_SIZE: Final = 4
+_KEY_WORD: Final = "spa-key"
+_SERVER_WORD: Final = "spa-server"
+_INVITE_SCHEME: Final = "spa://"
+_INVITE_VERSION: Final = b"\x01"
+
+
+class BadKeyText(ValueError):
+    """A line that is not what it should be. The message says what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where to knock: a host name or address, and a UDP port."""
+
+    host: str
+    port: int = DEFAULT_PORT
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Endpoint":
+        """From `host`, `host:port`, `[v6]:port` or a bare IPv6 address. Raises BadKeyText."""
+        host, colon, port = text.rpartition(":")
+        if not colon or (":" in host and not host.startswith("[")) or text.endswith("]"):
+            host, port = text, str(DEFAULT_PORT)
+        host = host.removeprefix("[").removesuffix("]")
+        if not host or any(c.isspace() or c in "/[]@" for c in host):
+            raise BadKeyText(f"{text!r} names no host; write host or host:port")
+        if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+            raise BadKeyText(f"{text!r} has no port from 1 to 65535")
+        return cls(host, int(port))
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLine:
+    """A server's public agreement key, 32 bytes, and where to knock."""
+
+    public: bytes
+    endpoint: Endpoint
+
+    def __str__(self) -> str:
+        return f"{_SERVER_WORD} {_pack(self.public, str(self.endpoint))} {self.endpoint}"
+
+    @classmethod
+    def parse(cls, line: str) -> "ServerLine":
+        """Raises BadKeyText."""
+        words = line.split()
+        if len(words) != 3 or words[0] != _SERVER_WORD:
+            raise BadKeyText(f"not a server line; expected '{_SERVER_WORD} <base64> host:port'")
+        endpoint = Endpoint.parse(words[2])
+        return cls(_unpack(words[1], KEY_SIZE, str(endpoint), "server line"), endpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class Invite:
+    """A secret token, 32 bytes, that lets its holder enrol one key at this server."""
+
+    token: bytes = field(repr=False)
+    server: bytes
+    endpoint: Endpoint
+
+    def reveal(self) -> str:
+        """The line to hand over. It is a secret: never in a log, never in an argument list."""
+        packed = _pack(_INVITE_VERSION + self.token + self.server, str(self.endpoint), url=True)
+        return f"{_INVITE_SCHEME}{self.endpoint}/{packed}"
+
+    @classmethod
+    def parse(cls, line: str) -> "Invite":
+        """Raises BadKeyText; its message holds nothing of the secret."""
+        where, slash, packed = line.strip().removeprefix(_INVITE_SCHEME).partition("/")
+        if not line.strip().startswith(_INVITE_SCHEME) or not slash:
+            raise BadKeyText(f"not an invite; expected '{_INVITE_SCHEME}host:port/...'")
+        endpoint = Endpoint.parse(where)
+        size = len(_INVITE_VERSION) + 2 * KEY_SIZE
+        value = _unpack(packed, size, str(endpoint), "invite", url=True)
+        if value[:1] != _INVITE_VERSION:
+            raise BadKeyText("an invite of a later version; a newer spa-client may read it")
+        return cls(value[1 : 1 + KEY_SIZE], value[1 + KEY_SIZE :], endpoint)
+
+
+def format_key(public: PublicKey, comment: str = "") -> str:
+    """The `spa-key` line of a client's public key."""
+    return f"{_KEY_WORD} {_pack(public.packed, '')} {' '.join(comment.split())}".rstrip()
+
+
+def parse_key(line: str) -> tuple[PublicKey, str]:
+    """A public key and its comment. Raises BadKeyText, also for a key that is never enrolled."""
+    word, _, rest = line.strip().partition(" ")
+    packed, _, comment = rest.strip().partition(" ")
+    if word != _KEY_WORD or not packed:
+        raise BadKeyText(f"not a key line; expected '{_KEY_WORD} <base64> comment'")
+    value = _unpack(packed, 1 + 2 * KEY_SIZE, "", "key line")
+    if value[0] not in set(KeyType):
+        raise BadKeyText(f"key type {value[0]} is not known; a newer version may read it")
+    public = PublicKey(KeyType(value[0]), value[1 : 1 + KEY_SIZE], value[1 + KEY_SIZE :])
+    try:
+        public.check()
+    except WeakKey as weak:
+        raise BadKeyText(f"this key may not be used: {weak}") from None
+    return public, comment.strip()
+
+
+def _checksum(value: bytes, text: str) -> bytes:
+    covered = value + text.encode()
+    return hashlib.blake2b(covered, digest_size=_CHECKSUM_SIZE, person=b"spa1 text").digest()
+
+
+def _pack(value: bytes, text: str, *, url: bool = False) -> str:
+    whole = value + _checksum(value, text)
+    return (base64.urlsafe_b64encode(whole) if url else base64.b64encode(whole)).decode()
+
+
+def _unpack(packed: str, size: int, text: str, what: str, *, url: bool = False) -> bytes:
+    try:
+        whole = base64.b64decode(packed, altchars=b"-_" if url else None, validate=True)
+    except (binascii.Error, ValueError):
+        raise BadKeyText(f"the {what} is not whole: it is no base64") from None
+    value, checksum = whole[:-_CHECKSUM_SIZE], whole[-_CHECKSUM_SIZE:]
+    if len(value) != size or checksum != _checksum(value, text):
+        raise BadKeyText(f"the {what} is not whole: its checksum does not fit; copy it again")
+    return value

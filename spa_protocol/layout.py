@@ -1,0 +1,78 @@
+"""Sizes, fields and units of spa1 datagrams: docs/protocol.md sections 3 and 4.
+
+Everything is big-endian. Times are microseconds since the Unix epoch, lifetimes are seconds.
+"""
+
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final, TypeAlias
+
+VERSION: Final = 1
+LABEL: Final = b"spa1"
+
+# Specification: what both sides must agree on.
+TAG_SIZE: Final = 8
+NONCE_SIZE: Final = 24
+BODY_SIZE: Final = 128
+SIGNATURE_SIZE: Final = 64
+PLAIN_SIZE: Final = BODY_SIZE + SIGNATURE_SIZE
+MAC_SIZE: Final = 16
+DATAGRAM_SIZE: Final = TAG_SIZE + NONCE_SIZE + PLAIN_SIZE + MAC_SIZE
+SIGNED_SIZE: Final = 88
+KEY_SIZE: Final = 32
+EPOCH_S: Final = 300
+MAX_ACCESSES: Final = 8
+MAX_PORTS: Final = 256
+MAX_MESSAGE: Final = 67
+MAX_LIFETIME_S: Final = 2**32 - 1
+
+# Defaults: what a server may set otherwise.
+DEFAULT_PORT: Final = 62201
+DEFAULT_FRESHNESS_S: Final = 30
+
+Address: TypeAlias = IPv4Address | IPv6Address
+
+_IPV4_BROADCAST: Final = IPv4Address("255.255.255.255")
+_MAPPED: Final = bytes(10) + b"\xff\xff"
+
+
+class Malformed(ValueError):
+    """Bytes that are not the one spa1 encoding of a meaning. The message is for a developer."""
+
+
+def epoch_of(at_us: int) -> int:
+    """The tag epoch (300 s each, counted from 1970) that a time in microseconds falls into."""
+    return at_us // (EPOCH_S * 1_000_000)
+
+
+def unmapped(address: Address) -> Address:
+    """An IPv4 address written as IPv6 (::ffff:192.0.2.1) as the IPv4 address that it is."""
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
+def is_unicast(address: Address) -> bool:
+    """Whether packets to this address go to one host: not unspecified, multicast or broadcast."""
+    return not (address.is_unspecified or address.is_multicast or address == _IPV4_BROADCAST)
+
+
+def encode_address(address: Address | None) -> bytes:
+    """16 bytes: IPv4 mapped into IPv6 (RFC 4291 section 2.5.5.2), None as all zero."""
+    if address is None:
+        return bytes(16)
+    return _MAPPED + address.packed if isinstance(address, IPv4Address) else address.packed
+
+
+def decode_address(field: bytes) -> Address | None:
+    """The inverse of `encode_address`. Raises Malformed for what no host can have."""
+    if field == bytes(16):
+        return None
+    address = unmapped(IPv6Address(field))
+    if not is_unicast(address):
+        raise Malformed(f"{address} is not a unicast address")
+    return address
+
+
+def require_zero(field: bytes, what: str) -> None:
+    """Raises Malformed unless every byte that has no meaning is zero."""
+    if any(field):
+        raise Malformed(f"{what} must be zero")
