@@ -1,0 +1,145 @@
+"""Files that hold a secret: written whole or not at all, and read only while they are private.
+
+A file is made under another name in its own directory, mode 0600 from its first moment, flushed to
+the disk and only then given its name. Where it must not replace another, the name is given by
+link(2), which fails if somebody was faster. Windows knows no modes: there it is the directory of a
+user's profile that keeps others out, and only the way of writing is the same.
+"""
+
+import contextlib
+import os
+import secrets
+import shlex
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from keys.trouble import Trouble
+
+MAX_SIZE: Final = 65_536
+_FILE_MODE: Final = 0o600
+_DIRECTORY_MODE: Final = 0o700
+_FOR_OTHERS: Final = 0o077
+_WINDOWS: Final = sys.platform == "win32"
+
+
+class KeyFileError(Trouble):
+    """A private file that cannot be written, read or used, and why."""
+
+
+class Missing(KeyFileError):
+    """There is no file of this name."""
+
+
+def write(path: Path, content: bytes, *, overwrite: bool = False) -> None:
+    """Creates the file, and the directories it needs (mode 0700). Raises KeyFileError.
+
+    With `overwrite` it takes the place of a file of this name; a link is replaced, not followed.
+    """
+    try:
+        with new_file(path, overwrite=overwrite) as unnamed, unnamed.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        raise KeyFileError(f"{path} exists already", "choose another name") from None
+    except OSError as error:
+        raise KeyFileError(f"{path} cannot be written: {_reason(error)}") from None
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """An empty file, mode 0600, under another name; `path` becomes its name when the block is done.
+
+    Makes the directories that are missing (mode 0700). Where the block fails, nothing is left.
+    Raises OSError; FileExistsError where the name is taken and not to be overwritten.
+    """
+    make_directory(path.parent)
+    unnamed = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    os.close(os.open(unnamed, flags, _FILE_MODE))
+    try:
+        yield unnamed
+        _name(unnamed, path, overwrite=overwrite)
+    finally:
+        unnamed.unlink(missing_ok=True)
+    _sync_directory(path.parent)
+
+
+def read(path: Path) -> bytes:
+    """The content, 64 KiB at most. Raises KeyFileError, also for a file that others can reach.
+
+    A pipe is read like a file, so that a secret can come from a password manager.
+    """
+    try:
+        with path.open("rb") as file:
+            _check_private(path, os.fstat(file.fileno()))
+            content = file.read(MAX_SIZE + 1)
+    except FileNotFoundError:
+        raise Missing(f"{path} does not exist") from None
+    except OSError as error:
+        raise KeyFileError(f"{path} cannot be read: {_reason(error)}") from None
+    if len(content) > MAX_SIZE:
+        raise KeyFileError(f"{path} is too large for a file of this kind")
+    return content
+
+
+def make_directory(directory: Path) -> None:
+    """Makes the directory and those above it that are missing, mode 0700. Raises OSError."""
+    missing = [d for d in (directory, *directory.parents) if not d.exists()]
+    for each in reversed(missing):
+        each.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
+
+
+def adopt_owner(path: Path) -> None:
+    """Gives a file that root made to the owner of its directory. Raises OSError.
+
+    So a command that the operator runs as root leaves nothing that the daemon's user cannot open.
+    """
+    if sys.platform == "win32" or os.geteuid() != 0:
+        return
+    owner = path.parent.stat()
+    if owner.st_uid != 0:
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
+def _name(unnamed: Path, path: Path, *, overwrite: bool) -> None:
+    if overwrite:
+        unnamed.replace(path)
+    elif _WINDOWS:
+        unnamed.rename(path)
+    else:
+        path.hardlink_to(unnamed)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Without it a power cut may forget the name; not every file system can do it."""
+    if _WINDOWS:
+        return
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _check_private(path: Path, status: os.stat_result) -> None:
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
+        raise KeyFileError(f"{path} is no file")
+    if sys.platform == "win32":
+        return
+    quoted = shlex.quote(str(path))
+    if status.st_uid not in (os.geteuid(), 0):
+        hint = f"run: chown {os.geteuid()} {quoted} && chmod 600 {quoted}"
+        raise KeyFileError(f"{path} belongs to another user", hint)
+    if status.st_mode & _FOR_OTHERS:
+        mode = stat.S_IMODE(status.st_mode)
+        hint = f"run: chmod 600 {quoted}"
+        raise KeyFileError(f"{path} is open to other users (mode {mode:04o})", hint)
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

@@ -1,0 +1,202 @@
+"""The tables of the registry, how they came to be, and how the database is opened.
+
+The daemon keeps its own tables in the same file, with a migration set of its own.
+
+    identity         who may knock: a person or a job
+    identity_role    which roles an identity has; what a role allows is the policy's matter
+    key              the public keys of identities, those included that were revoked or have expired
+    invite           public halves of invites, which may only join
+    registry_change  what was changed, when and by whom; written together with each change
+
+A change to this module's tables is a new migration, never an edit of an old one.
+"""
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from sqlite_utils import Database, Migrations
+
+from keys.privatefile import adopt_owner, new_file
+from keys.trouble import Trouble
+
+BUSY_TIMEOUT_S: Final = 5.0
+
+_AS_OWNER: Final = "run this as its owner or as root"
+_EXPLAINED: Final = {
+    "BUSY": ("is in use by another program", "try again"),
+    "LOCKED": ("is in use by another program", "try again"),
+    "READONLY": ("cannot be written", _AS_OWNER),
+    "NOTADB": ("is not a database", "set --database to the registry's file"),
+    "CORRUPT": ("is damaged", "restore it from a backup"),
+    "FULL": ("cannot grow: the disk is full", "make room and try again"),
+    "IOERR": ("cannot be read or written: the disk reports an error", "look at the system's log"),
+    "PERM": ("may not be opened", _AS_OWNER),
+    "CANTOPEN": ("cannot be opened", _AS_OWNER),
+}
+
+migrations: Final = Migrations("keys")
+
+
+class RegistryError(Trouble):
+    """The registry cannot be used, or refuses a change; and why."""
+
+
+@migrations(name="0001_registry")
+def _registry(db: Database) -> None:
+    for statement in (
+        """CREATE TABLE identity (
+            name TEXT PRIMARY KEY NOT NULL,
+            created_at_us INTEGER NOT NULL
+        )""",
+        """CREATE TABLE identity_role (
+            identity TEXT NOT NULL REFERENCES identity (name),
+            role TEXT NOT NULL,
+            PRIMARY KEY (identity, role)
+        ) WITHOUT ROWID""",
+        """CREATE TABLE "key" (
+            key_id TEXT PRIMARY KEY NOT NULL,
+            identity TEXT NOT NULL REFERENCES identity (name),
+            key_type INTEGER NOT NULL,
+            signing BLOB NOT NULL,
+            agreement BLOB NOT NULL,
+            comment TEXT NOT NULL,
+            enrolled_at_us INTEGER NOT NULL,
+            expires_at_us INTEGER,
+            revoked_at_us INTEGER,
+            last_seen_us INTEGER
+        )""",
+        'CREATE INDEX key_identity ON "key" (identity)',
+        """CREATE TABLE invite (
+            key_id TEXT PRIMARY KEY NOT NULL,
+            identity TEXT NOT NULL,
+            signing BLOB NOT NULL,
+            agreement BLOB NOT NULL,
+            roles TEXT NOT NULL,
+            created_at_us INTEGER NOT NULL,
+            expires_at_us INTEGER NOT NULL,
+            revoked_at_us INTEGER,
+            redeemed_by TEXT REFERENCES "key" (key_id),
+            redeemed_at_us INTEGER
+        )""",
+        "CREATE INDEX invite_identity ON invite (identity)",
+        """CREATE TABLE registry_change (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            at_us INTEGER NOT NULL,
+            actor TEXT NOT NULL,
+            action TEXT NOT NULL,
+            identity TEXT NOT NULL,
+            key_id TEXT,
+            detail TEXT NOT NULL
+        )""",
+    ):
+        db.execute(statement)
+
+
+def connect(path: Path, *, read_only: bool = False, create: bool = True) -> sqlite3.Connection:
+    """Opens the database: WAL, synchronous=NORMAL, 5 s of patience with another writer.
+
+    With `create` it is made where it is missing, mode 0600, and given to the owner of its directory
+    when root makes it; `read_only` never makes it. Raises RegistryError and sqlite3.Error.
+    """
+    try:
+        _create(path) if create and not read_only else _find(path)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        hint = _AS_OWNER if isinstance(error, PermissionError) else "set --database"
+        raise RegistryError(f"{error.filename or path}: {reason}", hint) from error
+    if path.is_dir():
+        raise RegistryError(f"{path} is a directory", "set --database to a file in it")
+    uri = f"file:{quote(str(path.absolute()))}?mode={'ro' if read_only else 'rw'}"
+    connection = sqlite3.connect(uri, timeout=BUSY_TIMEOUT_S, isolation_level=None, uri=True)
+    try:
+        if not read_only:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def prepare(connection: sqlite3.Connection, *, read_only: bool = False) -> Database:
+    """Brings the registry's tables up to date and returns the database. Raises RegistryError.
+
+    Of several processes that find tables missing, one makes them and the others wait.
+    """
+    connection.execute("PRAGMA foreign_keys=ON")
+    connection.text_factory = _text
+    db = Database(connection, recursive_triggers=False, execute_plugins=False)
+    if {migration.name for migration in migrations.applied(db)} - _known():
+        raise RegistryError("the registry was made by a newer version", "use that one")
+    if migrations.pending(db):
+        if read_only:
+            raise RegistryError("the registry is not set up yet", "enroll a key first")
+        with writing(db):
+            migrations.apply(db)
+    return db
+
+
+@contextlib.contextmanager
+def writing(db: Database) -> Iterator[None]:
+    """One transaction that holds the write lock from its start, or a part of the caller's own."""
+    if db.conn.in_transaction:
+        with db.atomic():
+            yield
+        return
+    db.conn.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.conn.execute("COMMIT")
+    except BaseException:
+        db.rollback()
+        raise
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns what SQLite raises about the database into a RegistryError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        name = getattr(error, "sqlite_errorname", "")
+        kind = name.removeprefix("SQLITE_").partition("_")[0]
+        what, hint = _EXPLAINED.get(kind, (f"cannot be used: {str(error).lower()}", ""))
+        raise RegistryError(f"{path} {what}", hint) from error
+
+
+def _known() -> set[str]:
+    """The names of this version's migrations: all that an empty database lacks."""
+    with Database(memory=True) as empty:
+        return {migration.name for migration in migrations.pending(empty)}
+
+
+def _find(path: Path) -> None:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        hint = "enroll a key first, or set --database"
+        raise RegistryError(f"there is no registry at {path}", hint) from None
+
+
+def _create(path: Path) -> None:
+    """An empty database that is in WAL mode before it has its name.
+
+    For SQLite does not wait for a lock while it changes the mode: of several processes that do so
+    at once, some would fail.
+    """
+    if os.path.lexists(path):
+        return
+    with contextlib.suppress(FileExistsError), new_file(path) as unnamed:
+        with contextlib.closing(sqlite3.connect(unnamed)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+        adopt_owner(unnamed)
+
+
+def _text(value: bytes) -> str:
+    """So that one torn text, which is no UTF-8, does not end the reading of all others."""
+    return value.decode(errors="replace")
