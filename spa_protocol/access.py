@@ -24,14 +24,18 @@ class Protocol(IntEnum):
     @property
     def label(self) -> str:
         """tcp, udp or sctp: as policies, the record and nftables write it."""
-        return self.name.lower()
+        return _LABELS[self]
+
+
+_LABELS: Final = {protocol: protocol.name.lower() for protocol in Protocol}
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Access:
     """Ports `first` to `last`, both included, of one protocol.
 
-    Raises Malformed when made with port 0, a range that runs backwards or more than 256 ports.
+    A knock's accesses are 256 ports at most, together (`check_together`); a policy's may be more.
+    Raises Malformed when made with port 0 or a range that runs backwards.
     """
 
     protocol: Protocol
@@ -41,8 +45,6 @@ class Access:
     def __post_init__(self) -> None:
         if not 1 <= self.first <= self.last <= 65535:
             raise Malformed(f"{self.first}-{self.last} is no range of ports from 1 to 65535")
-        if self.size > MAX_PORTS:
-            raise Malformed(f"{self.size} ports are more than the {MAX_PORTS} one knock may open")
 
     @property
     def size(self) -> int:
@@ -78,7 +80,7 @@ class Access:
         """From `tcp/22` or `udp/51820-51830`. Raises Malformed with what was expected."""
         label, slash, ports = text.strip().lower().partition("/")
         first, dash, last = ports.partition("-")
-        if not slash or label.upper() not in Protocol.__members__:
+        if not (slash and label.isascii() and label.upper() in Protocol.__members__):
             raise Malformed(f"{text!r} is no access; write it like tcp/22 or udp/60000-60010")
         if not (_is_number(first) and (_is_number(last) if dash else True)):
             raise Malformed(f"{text!r} has no port number; write it like tcp/22 or tcp/9090-9099")

@@ -10,6 +10,7 @@ Each ends its bytes with a checksum of 4, so that a line torn or mistyped on its
 import base64
 import binascii
 import hashlib
+import ipaddress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -41,16 +42,33 @@ class Endpoint:
 
     @classmethod
     def parse(cls, text: str) -> "Endpoint":
-        """From `host`, `host:port`, `[v6]:port` or a bare IPv6 address. Raises BadKeyText."""
+        """From `host`, `host:port`, `[v6]:port` or a bare IPv6 address.
+
+        Raises BadKeyText, which does not repeat the text: it may be a misplaced invite.
+        """
         host, colon, port = text.rpartition(":")
-        if not colon or (":" in host and not host.startswith("[")) or text.endswith("]"):
+        is_bare_v6 = text.count(":") > 1 and not text.startswith("[")
+        if not colon or is_bare_v6 or text.endswith("]"):
             host, port = text, str(DEFAULT_PORT)
-        host = host.removeprefix("[").removesuffix("]")
-        if not host or any(c.isspace() or c in "/[]@" for c in host):
-            raise BadKeyText(f"{text!r} names no host; write host or host:port")
-        if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
-            raise BadKeyText(f"{text!r} has no port from 1 to 65535")
+        is_bracketed = host.startswith("[") and host.endswith("]")
+        host = host[1:-1] if is_bracketed else host
+        if not (_is_ipv6(host) if is_bracketed or ":" in host else _is_name(host)):
+            raise BadKeyText("no host is named; write host, host:port or [IPv6]:port")
+        if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
+            raise BadKeyText("the port is no number from 1 to 65535; write host:port")
         return cls(host, int(port))
+
+
+def _is_name(text: str) -> bool:
+    return bool(text) and not any(c.isspace() or not c.isprintable() or c in "/[]@" for c in text)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return _is_name(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +125,7 @@ def format_key(public: PublicKey, comment: str = "") -> str:
 
 def parse_key(line: str) -> tuple[PublicKey, str]:
     """A public key and its comment. Raises BadKeyText, also for a key that is never enrolled."""
-    word, _, rest = line.strip().partition(" ")
-    packed, _, comment = rest.strip().partition(" ")
+    word, packed, comment = (*line.split(maxsplit=2), "", "", "")[:3]
     if word != _KEY_WORD or not packed:
         raise BadKeyText(f"not a key line; expected '{_KEY_WORD} <base64> comment'")
     value = _unpack(packed, 1 + 2 * KEY_SIZE, "", "key line")
@@ -137,7 +154,7 @@ def _unpack(packed: str, size: int, text: str, what: str, *, url: bool = False) 
         whole = base64.b64decode(packed, altchars=b"-_" if url else None, validate=True)
     except (binascii.Error, ValueError):
         raise BadKeyText(f"the {what} is not whole: it is no base64") from None
-    value, checksum = whole[:-_CHECKSUM_SIZE], whole[-_CHECKSUM_SIZE:]
-    if len(value) != size or checksum != _checksum(value, text):
+    value = whole[:-_CHECKSUM_SIZE]
+    if len(value) != size or packed != _pack(value, text, url=url):
         raise BadKeyText(f"the {what} is not whole: its checksum does not fit; copy it again")
     return value

@@ -26,6 +26,7 @@ from spa_protocol.layout import (
     DATAGRAM_SIZE,
     KEY_SIZE,
     LABEL,
+    MAX_LIFETIME_S,
     NONCE_SIZE,
     SIGNATURE_SIZE,
     SIGNED_SIZE,
@@ -72,6 +73,8 @@ class Knock:
 
     def __post_init__(self) -> None:
         _check_request(self.accesses, self.source, self.target)
+        if not 0 <= self.lifetime_s <= MAX_LIFETIME_S:
+            raise Malformed(f"a lifetime of {self.lifetime_s} s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,9 @@ def _check_request(
     accesses: tuple[Access, ...], source: Address | None, target: Address | None
 ) -> None:
     check_together(accesses)
+    for address in (source, target):
+        if decode_address(encode_address(address)) != address:
+            raise Malformed(f"{address} is not the plain address of a host")
     if source is not None and target is not None and source.version != target.version:
         raise Malformed("source and target must be of one address family")
 

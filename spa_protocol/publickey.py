@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from spa_protocol import seal
 from spa_protocol.seal import PairKeys
@@ -45,6 +45,11 @@ class Sender:
     server: bytes
     pair: PairKeys
     is_invite: bool = False
+    key_id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """The key's name is asked for with every datagram: it is hashed once."""
+        object.__setattr__(self, "key_id", self.public.key_id)
 
     @classmethod
     def known_to(

@@ -7,7 +7,7 @@ from enum import IntEnum, StrEnum
 
 
 class Reason(StrEnum):
-    """The one way in which a datagram failed, in the order in which the checks are made."""
+    """The one way in which a datagram failed: docs/protocol.md section 6.2 says when each is."""
 
     MALFORMED = "malformed"
     UNKNOWN_KEY = "unknown-key"
