@@ -1,0 +1,252 @@
+"""Datagrams out, sealed replies in: one connected UDP socket for each address.
+
+A connected socket is what makes three things portable: the system says which of its own addresses
+it sends from, an ICMP error comes back as an error of that one address, and nothing is heard but
+what comes from the address and port that were knocked on.
+
+A knock that is not answered is sent again, each time a new one (nonce, time, signature): after
+0.3 s, 0.7 s, then 1.5 s, and twice as long each time until the time is up. A reply to any of them
+counts. Whatever arrives and is no reply to one of them is not looked at further. Once one address
+has answered, the others get half a second more, so that a path that is dead holds nobody up.
+
+An error that the network reports is remembered and told, never believed: anybody can send one.
+"""
+
+import contextlib
+import ipaddress
+import os
+import selectors
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from spa_client.compose import Composer, Datagram
+from spa_client.resolve import Target
+from spa_protocol.layout import NONCE_SIZE, Address, unmapped
+from spa_protocol.reply import Reply
+
+DEFAULT_TIMEOUT_S: Final = 2.5
+GRACE_S: Final = 0.5
+_FIRST_WAITS_MS: Final = (300, 700, 1500)
+_MAX_DATAGRAMS_AT_ONCE: Final = 256
+_MAX_PAYLOAD: Final = 65_535
+_IP_RECVERR: Final = 11
+_IPV6_RECVERR: Final = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The server's authentic reply from one address, to the datagram that it answers."""
+
+    target: Target
+    datagram: Datagram
+    reply: Reply
+    received_at_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """Nothing authentic came from one address.
+
+    `datagrams` is how many were sent, `error` what the system or the network said about it.
+    """
+
+    target: Target
+    datagrams: int
+    error: str = ""
+
+
+Result: TypeAlias = Answer | Silence
+
+
+def wall_clock_us() -> int:
+    """Microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """The time and the randomness that make every knock a new one; tests bring their own."""
+
+    now_us: Callable[[], int] = wall_clock_us
+    random: Callable[[int], bytes] = os.urandom
+
+
+def waits(timeout_s: float) -> Iterator[float]:
+    """How long to listen after each try, in seconds; together exactly `timeout_s`."""
+    left_ms = round(timeout_s * 1000)
+    doubled_ms = _FIRST_WAITS_MS[-1]
+    for wait_ms in _FIRST_WAITS_MS:
+        if left_ms > 0:
+            yield min(wait_ms, left_ms) / 1000
+            left_ms -= wait_ms
+    while left_ms > 0:
+        doubled_ms *= 2
+        yield min(doubled_ms, left_ms) / 1000
+        left_ms -= doubled_ms
+
+
+class _Carrier:
+    """What was sent to one address, and the socket it went over."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.socket = socket.socket(target.family, socket.SOCK_DGRAM)
+        self.socket.setblocking(False)
+        _ask_for_errors(self.socket)
+        self.sent: list[Datagram] = []
+        self.error = ""
+
+    def send(self, composer: Composer, freshness: Freshness) -> None:
+        """One new datagram; where it cannot be sent, remembers why."""
+        try:
+            own = self._connect()
+        except OSError as error:
+            self.error = describe(error)
+            return
+        datagram = composer.compose(
+            own, self.target.address, nonce=freshness.random(NONCE_SIZE), now_us=freshness.now_us()
+        )
+        for _ in range(2):  # the first attempt may only fetch an error that was waiting
+            try:
+                self.socket.send(datagram.payload)
+            except OSError as error:
+                self.error = describe(error)
+            else:
+                self.sent.append(datagram)
+                return
+
+    def _connect(self) -> Address:
+        """The own address that packets to the target leave from. Raises OSError."""
+        if not self.sent:
+            self.socket.connect(self.target.sockaddr())
+        host = self.socket.getsockname()[0]
+        return unmapped(ipaddress.ip_address(host.partition("%")[0]))
+
+    def receive(self, composer: Composer, freshness: Freshness) -> Answer | None:
+        """Reads what has arrived, datagrams and errors, up to the reply if it is there."""
+        for _ in range(_MAX_DATAGRAMS_AT_ONCE):
+            try:
+                payload = self.socket.recv(_MAX_PAYLOAD)
+            except BlockingIOError:
+                _drop_errors(self.socket)
+                return None
+            except OSError as error:
+                self.error = describe(error)
+                _drop_errors(self.socket)
+                continue
+            answer = self._recognise(payload, composer, freshness)
+            if answer is not None:
+                return answer
+        return None
+
+    def _recognise(self, payload: bytes, composer: Composer, freshness: Freshness) -> Answer | None:
+        for datagram in self.sent:
+            reply = composer.open(payload, datagram)
+            if reply is not None:
+                return Answer(self.target, datagram, reply, freshness.now_us())
+        return None
+
+    def silence(self) -> Silence:
+        return Silence(self.target, len(self.sent), self.error)
+
+
+def _ask_for_errors(sock: socket.socket) -> None:
+    """Linux keeps "no route to host" and the like to itself unless asked (IP_RECVERR, ip(7))."""
+    if sys.platform != "linux":
+        return
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+
+
+def _drop_errors(sock: socket.socket) -> None:
+    """Empties the queue that comes with it; it would make the socket seem readable for ever."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            while True:
+                sock.recvmsg(1, 0, socket.MSG_ERRQUEUE)
+
+
+def exchange(
+    targets: Iterable[Target],
+    composer: Composer,
+    *,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    freshness: Freshness | None = None,
+) -> Iterator[Result]:
+    """Knocks on every address and yields one result for each, answers as they come."""
+    freshness = freshness or Freshness()
+    with contextlib.ExitStack() as stack:
+        waiting, unopened = _open(targets, stack)
+        yield from unopened
+        end_s = float("inf")
+        for wait_s in waits(timeout_s):
+            for carrier in waiting:
+                carrier.send(composer, freshness)
+            until_s = time.monotonic() + wait_s
+            while heard := _listen(waiting, composer, freshness, min(until_s, end_s)):
+                end_s = min(end_s, time.monotonic() + GRACE_S)
+                yield heard
+            if not any(c.sent for c in waiting) or time.monotonic() >= end_s:
+                break
+        yield from [carrier.silence() for carrier in waiting]
+
+
+def send_only(
+    targets: Iterable[Target], composer: Composer, *, freshness: Freshness | None = None
+) -> list[Silence]:
+    """One datagram to every address, waiting for nothing."""
+    with contextlib.ExitStack() as stack:
+        carriers, unopened = _open(targets, stack)
+        for carrier in carriers:
+            carrier.send(composer, freshness or Freshness())
+        return unopened + [carrier.silence() for carrier in carriers]
+
+
+def _open(
+    targets: Iterable[Target], stack: contextlib.ExitStack
+) -> tuple[list[_Carrier], list[Silence]]:
+    """A carrier for each address of a family that this system speaks; the stack closes them."""
+    carriers, unopened = [], []
+    for target in targets:
+        try:
+            carrier = _Carrier(target)
+        except OSError as error:
+            unopened.append(Silence(target, 0, describe(error)))
+        else:
+            stack.enter_context(carrier.socket)
+            carriers.append(carrier)
+    return carriers, unopened
+
+
+def _listen(
+    waiting: list[_Carrier], composer: Composer, freshness: Freshness, until_s: float
+) -> Answer | None:
+    """The next answer before `until_s` on the monotonic clock; its carrier waits no more."""
+    listening = [carrier for carrier in waiting if carrier.sent]
+    if not listening:
+        return None
+    with selectors.DefaultSelector() as selector:
+        for carrier in listening:
+            selector.register(carrier.socket, selectors.EVENT_READ, carrier)
+        while True:
+            left_s = max(0.0, until_s - time.monotonic())
+            for ready, _ in selector.select(left_s):
+                heard: _Carrier = ready.data
+                answer = heard.receive(composer, freshness)
+                if answer is not None:
+                    waiting.remove(heard)
+                    return answer
+            if not left_s:
+                return None
+
+
+def describe(error: OSError) -> str:
+    """What the system says, in lower case."""
+    text = error.strerror or str(error)
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,216 @@
+"""The client's configuration: `config.toml`, and where it and the keys are.
+
+    key = "default"               a name in the keys directory, or a path
+    [hosts.db1]
+    server = "spa-server ..."     the line that `spa-server init` printed
+    address = "db1.internal"      optional: where to knock and connect, if not there
+    key = "work"                  optional
+    source = "203.0.113.9"        optional: an address to declare, or "auto" or "none"
+    access = ["tcp/22"]           optional: what `spa-client knock db1` asks for
+
+What is not known here is refused, with the file and the key's path. A path of a key is taken from
+the directory of the configuration.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, Final
+
+import msgspec
+
+from keys import places, privatefile, tomlfile
+from keys.tomlfile import FileProblem
+from keys.trouble import ExitCode, Trouble
+from spa_client.compose import Source, SourceRule
+from spa_client.resolve import plain_address
+from spa_client.services import BadAccess, parse_access, together
+from spa_protocol.access import Access
+from spa_protocol.keytext import BadKeyText, Endpoint, ServerLine
+from spa_protocol.layout import is_unicast
+
+DEFAULT_KEY: Final = "default"
+
+
+class UnknownHost(Trouble):
+    """No host, or more than one, is meant by what was written on the command line."""
+
+    exit_code = ExitCode.USAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A server, how to reach it, and with what to knock there."""
+
+    name: str
+    server: ServerLine
+    address: str
+    key: Path
+    source: Source = SourceRule.AUTO
+    access: tuple[Access, ...] = ()
+
+    @property
+    def knocks_on(self) -> Endpoint:
+        """The address and the UDP port that its knocks go to."""
+        return Endpoint(self.address, self.server.endpoint.port)
+
+    @property
+    def source_word(self) -> str:
+        """The source as the file writes it."""
+        return self.source.value if isinstance(self.source, SourceRule) else str(self.source)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What a configuration file says; `path` need not exist, then it says nothing."""
+
+    path: Path
+    key: Path
+    hosts: Mapping[str, Host]
+
+    def find(self, written: str) -> Host:
+        """The host of this name, else the one that has this address. Raises UnknownHost."""
+        if written in self.hosts:
+            return self.hosts[written]
+        at = written.rstrip(".").lower()
+        found = [
+            host
+            for host in self.hosts.values()
+            if at in (host.address.lower(), host.server.endpoint.host.lower())
+        ]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(host.name for host in found)
+            raise UnknownHost(f"{written} is the address of {names}", "say which of them")
+        hint = f"see 'spa-client hosts', or: spa-client add {written} 'spa-server ...'"
+        raise UnknownHost(f"no host {written!r} in {self.path}", hint)
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    key: str = DEFAULT_KEY
+    hosts: dict[str, Any] = {}
+
+
+class _Entry(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
+    server: str
+    address: str | None = None
+    key: str | None = None
+    source: str | None = None
+    access: list[str] = []
+
+
+def key_path(written: str, *, keys: Path, base: Path) -> Path:
+    """`work` is `work.key` in the keys directory; `./work` and `work.key` are paths from base."""
+    is_name = PurePath(written).name == written and not written.startswith(("~", "."))
+    if is_name and not written.endswith(".key"):
+        return keys / f"{written}.key"
+    try:
+        return base / Path(written).expanduser()
+    except RuntimeError:
+        return base / written
+
+
+def default_path() -> Path:
+    """`config.toml` in the user's directory for this software."""
+    return places.configuration_directory() / "config.toml"
+
+
+def load(chosen: Path | None = None, keys: Path | None = None) -> Config:
+    """The configuration in the file that was chosen, which must exist, or else in the usual one.
+
+    `keys` is the directory of the keys, if it is not the usual one. Raises FileProblem.
+    """
+    path = chosen or default_path()
+    text = tomlfile.read_text(path)
+    if text is None and chosen is not None:
+        raise FileProblem(path, "", "does not exist", "see 'spa-client add --help'")
+    return parse(text or "", path, keys)
+
+
+def parse(text: str, path: Path, keys: Path | None = None) -> Config:
+    """From TOML; `path` is for messages and relative paths. Raises FileProblem."""
+    file = tomlfile.convert(tomlfile.parse(text, path), _File, path, "")
+
+    def find_key(written: str) -> Path:
+        return key_path(written, keys=keys or places.keys_directory(), base=path.parent)
+
+    hosts = {}
+    for name, value in file.hosts.items():
+        entry = tomlfile.convert(value, _Entry, path, f"hosts.{tomlfile.quoted(name)}")
+        hosts[name] = _host(name, entry, find_key(entry.key or file.key), path)
+    return Config(path, find_key(file.key), hosts)
+
+
+def _host(name: str, entry: _Entry, key: Path, path: Path) -> Host:
+    where = f"hosts.{tomlfile.quoted(name)}"
+    try:
+        server = ServerLine.parse(entry.server)
+    except BadKeyText as problem:
+        raise FileProblem(path, f"{where}.server", str(problem)) from None
+    try:
+        access = together(map(parse_access, entry.access)) if entry.access else ()
+    except BadAccess as problem:
+        raise FileProblem(path, f"{where}.access", str(problem)) from None
+    try:
+        source = parse_source(entry.source) if entry.source is not None else SourceRule.AUTO
+    except ValueError as problem:
+        raise FileProblem(path, f"{where}.source", str(problem)) from None
+    address = server.endpoint.host if entry.address is None else entry.address
+    if not address.strip() or any(c.isspace() for c in address):
+        raise FileProblem(path, f"{where}.address", "expected a host name or an address")
+    return Host(name, server, address, key, source, access)
+
+
+def parse_source(text: str) -> Source:
+    """An address, `auto` or `none`. Raises ValueError with what was expected."""
+    if text.lower() in {rule.value for rule in SourceRule}:
+        return SourceRule(text.lower())
+    try:
+        address = plain_address(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no source; expected an address, auto or none") from None
+    if not is_unicast(address):
+        raise ValueError(f"{text!r} is the address of no single host")
+    return address
+
+
+@dataclass(frozen=True, slots=True)
+class NewHost:
+    """What `add` writes, in the words of the file."""
+
+    name: str
+    server: str
+    address: str | None = None
+    key: str | None = None
+    source: str | None = None
+    access: tuple[str, ...] = ()
+
+
+def add(path: Path, new: NewHost) -> Host:
+    """Appends a host to the file, which keeps all that is in it. Raises FileProblem."""
+    text = tomlfile.read_text(path) or ""
+    known = parse(text, path).hosts
+    if new.name in known:
+        raise FileProblem(path, "", f"has a host {new.name!r} already", "edit it there")
+    table = _table(new)
+    parse(table, path)
+    whole = f"{text.rstrip()}\n\n{table}" if text.strip() else table
+    try:
+        hosts = parse(whole, path).hosts
+    except FileProblem:
+        hint = "write its hosts as tables like [hosts.db1]"
+        raise FileProblem(path, "", "cannot be appended to", hint) from None
+    privatefile.write(path.resolve(), whole.encode(), overwrite=True)
+    return hosts[new.name]
+
+
+def _table(new: NewHost) -> str:
+    entry = _Entry(new.server, new.address, new.key, new.source, list(new.access))
+    lines = [f"[hosts.{tomlfile.quoted(new.name)}]"]
+    for field, value in msgspec.to_builtins(entry).items():
+        is_list = isinstance(value, list)
+        items = ", ".join(map(tomlfile.string, value if is_list else [value]))
+        written = f"[{items}]" if is_list else items
+        lines.append(f"{field} = {written}")
+    return "\n".join(lines) + "\n"

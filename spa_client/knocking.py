@@ -1,0 +1,117 @@
+"""From what the command line says to a host, its addresses, and what makes its datagrams."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from keys import identity, passphrase, places
+from keys.passphrase import Ask
+from keys.trouble import Trouble
+from spa_client import carriers, config
+from spa_client.carriers import Result
+from spa_client.compose import Composer, Source, SourceRule, Wish
+from spa_client.config import Host
+from spa_client.outcome import Story
+from spa_client.resolve import Target, resolve
+from spa_protocol.keytext import ServerLine
+from spa_protocol.layout import Address
+from spa_protocol.seal import WeakKey
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the options say; None is the configuration's or the usual.
+
+    `chosen` is the configuration file, `keys` the directory of the keys, `version` 4 or 6.
+    """
+
+    chosen: Path | None = None
+    server: ServerLine | None = None
+    key: str | None = None
+    keys: Path | None = None
+    passphrase_file: Path | None = None
+    knock_port: int | None = None
+    version: int | None = None
+    source: Source | None = None
+    target: Address | None = None
+    timeout_s: float = carriers.DEFAULT_TIMEOUT_S
+
+
+@dataclass(frozen=True, slots=True)
+class Knocking:
+    """A host to be knocked on: every address, and the maker of its datagrams."""
+
+    host: Host
+    targets: tuple[Target, ...]
+    composer: Composer
+    timeout_s: float
+
+    def results(self) -> Iterator[Result]:
+        """Knocks on every address and waits for the replies."""
+        return carriers.exchange(self.targets, self.composer, timeout_s=self.timeout_s)
+
+    def run(self) -> Story:
+        """The whole exchange; where no reply is wanted, only the sending."""
+        if self.composer.wish.reply_wanted:
+            return self.story(list(self.results()))
+        return self.story(list(carriers.send_only(self.targets, self.composer)))
+
+    def story(self, results: list[Result]) -> Story:
+        """What came of it, ready to be told."""
+        return Story(
+            name=self.host.name,
+            port=self.targets[0].port,
+            key_id=self.composer.identity.public.key_id,
+            wish=self.composer.wish,
+            results=results,
+        )
+
+
+def find_host(written: str, options: Options) -> Host:
+    """The host that is meant, with what the options say of it. Raises Trouble."""
+    known = config.load(options.chosen, options.keys)
+    if options.server is None:
+        host = known.find(written)
+    elif written in known.hosts:
+        host = replace(known.hosts[written], server=options.server)
+    else:
+        host = Host(written, options.server, address=written, key=known.key)
+    if options.key is not None:
+        keys = options.keys or places.keys_directory()
+        host = replace(host, key=config.key_path(options.key, keys=keys, base=Path()))
+    if options.source is not None:
+        host = replace(host, source=options.source)
+    return host
+
+
+def prepare(host: Host, wish: Wish, options: Options, ask: Ask | None) -> Knocking:
+    """Opens the key and finds the addresses. Raises Trouble; `ask` is for the passphrase."""
+    opened = identity.load(host.key, _asking(options.passphrase_file, ask))
+    port = options.knock_port or host.knocks_on.port
+    targets = resolve(host.address, port, version=options.version)
+    targets = _of_family(targets, options.target, f"--target {options.target}", host)
+    if not isinstance(host.source, SourceRule):
+        _of_family(targets, host.source, f"source {host.source}", host)
+    try:
+        composer = Composer.toward(
+            host.server.public, opened, wish, host.source, target=options.target
+        )
+    except WeakKey:
+        raise Trouble(f"the server line of {host.name} holds no usable key") from None
+    return Knocking(host, targets, composer, options.timeout_s)
+
+
+def _of_family(
+    targets: tuple[Target, ...], wanted: Address | None, what: str, host: Host
+) -> tuple[Target, ...]:
+    """Those of the family of an address that was named. Raises Trouble when there are none."""
+    if wanted is None:
+        return targets
+    chosen = tuple(t for t in targets if t.address.version == wanted.version)
+    if not chosen:
+        raise Trouble(f"{what} is IPv{wanted.version}, and {host.name} has no address of that kind")
+    return chosen
+
+
+def _asking(file: Path | None, ask: Ask | None) -> Ask | None:
+    return ask if file is None else lambda _: passphrase.from_file(file)
