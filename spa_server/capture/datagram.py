@@ -1,0 +1,45 @@
+"""What a capture yields: one UDP payload and where it came from, with nothing judged yet."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from spa_protocol.layout import Address
+
+
+@dataclass(frozen=True, slots=True)
+class Datagram:
+    """A UDP payload as it was seen on its way, microseconds since the Unix epoch.
+
+    Nothing in it is authentic. `interface` is the kernel's index of the interface it came in by, 0
+    where that is not known: an answer to a link-local address has to leave by the same one.
+    """
+
+    payload: bytes
+    source: Address
+    source_port: int
+    target: Address
+    target_port: int
+    carrier: str
+    seen_at_us: int
+    interface: int = 0
+
+
+class KnockCapture(Protocol):
+    """A live source of datagrams for an event loop: wait until readable, then drain."""
+
+    def fileno(self) -> int:
+        """The descriptor to wait on."""
+        ...
+
+    def read_batch(self, limit: int, now_us: int) -> tuple[list[Datagram], int]:
+        """What waits, at most `limit` packets, and how many the kernel had to throw away.
+
+        `now_us` is the caller's one reading of the clock and becomes each one's `seen_at_us`. An
+        empty list means that nothing waited, or that nothing of it was heard. Never blocks. Raises
+        CaptureError when the source is gone for good.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stops hearing. Once is enough, twice does no harm."""
+        ...

@@ -1,0 +1,243 @@
+"""Tags, holes and denials as elements of the gate's sets, to netlink and back.
+
+The key of a concatenated set is its fields in order, each padded to a multiple of 4 bytes at its
+end. Timeouts are milliseconds, u64.
+"""
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final, TypeAlias
+
+from spa_protocol.access import Access, Protocol
+from spa_protocol.layout import TAG_SIZE, Address
+from spa_server import netlink
+from spa_server.firewall import nftables
+from spa_server.firewall.gate import TABLE
+from spa_server.firewall.nftables import Count, Request, decode_count
+from spa_server.hole import Hole
+from spa_server.netlink import NFGENMSG, NLM_F_CREATE, NLM_F_EXCL, Message
+
+ADMITTED: Final = "admitted"
+HOLE_SETS: Final = ("holes4", "holes6", "once4", "once6")
+DENIED_SETS: Final = ("denied4", "denied6")
+
+# The elements of one message are one attribute, whose length is 16 bits wide.
+MAX_ELEMENTS: Final = 900
+
+_LIST_SET: Final = 2
+_LIST_ELEMENTS: Final = 3
+_LIST_ELEM: Final = 1
+_ELEM_KEY: Final = 1
+_ELEM_TIMEOUT: Final = 4
+_ELEM_EXPIRATION: Final = 5
+_ELEM_EXPR: Final = 7
+_ELEM_EXPRESSIONS: Final = 11
+_DATA_VALUE: Final = 1
+_EXPR_NAME: Final = 1
+_EXPR_DATA: Final = 2
+
+_PROTOCOL_AND_PORT: Final = struct.Struct(">B3xH2x")
+
+Lease: TypeAlias = tuple[bytes, int]
+
+
+@dataclass(frozen=True, slots=True)
+class TagLease:
+    """A tag, 8 bytes, whose knocks are heard for so many milliseconds."""
+
+    tag: bytes
+    timeout_ms: int
+
+    def __post_init__(self) -> None:
+        if len(self.tag) != TAG_SIZE:
+            raise ValueError(f"a tag has {TAG_SIZE} bytes, not {len(self.tag)}")
+        _require_end(self.timeout_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class HoleLease:
+    """A hole and the milliseconds that it stays open from now."""
+
+    hole: Hole
+    timeout_ms: int
+
+    def __post_init__(self) -> None:
+        if self.hole.source.version != self.hole.target.version:
+            raise ValueError(f"{self.hole} has addresses of two families")
+        _require_end(self.timeout_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveHole:
+    """A hole as the kernel holds it, and what has come in through it.
+
+    `packets` and `bytes` count the first packets of connections, and all packets to a `cut` port.
+    """
+
+    hole: Hole
+    remaining_ms: int
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """Packets that were dropped: from whom, to which protocol number and port, how many."""
+
+    source: Address
+    protocol: int
+    port: int
+    packets: int
+
+    @property
+    def access(self) -> Access | None:
+        """What a knock would have asked for; None for a port or protocol that none can ask for."""
+        if self.port == 0 or self.protocol not in set(Protocol):
+            return None
+        return Access(Protocol(self.protocol), self.port, self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """One element of a set; `remaining_ms` is None where it never expires."""
+
+    key: bytes
+    timeout_ms: int | None
+    remaining_ms: int | None
+    count: Count
+
+
+def _require_end(timeout_ms: int) -> None:
+    # To the kernel 0 means for ever.
+    if timeout_ms < 1:
+        raise ValueError(f"{timeout_ms} ms are no time to live; it must be at least 1")
+
+
+def hole_set(hole: Hole) -> str:
+    """The name of the set that holds it."""
+    return f"{'once' if hole.once else 'holes'}{hole.source.version}"
+
+
+def hole_key(hole: Hole) -> bytes:
+    """16 bytes for IPv4, 40 for IPv6: source, target, protocol, port."""
+    place = _PROTOCOL_AND_PORT.pack(hole.protocol, hole.port)
+    return hole.source.packed + hole.target.packed + place
+
+
+def decode_hole(set_name: str, key: bytes) -> Hole:
+    """The inverse of `hole_key`."""
+    size = _address_size(set_name)
+    protocol, port = _PROTOCOL_AND_PORT.unpack_from(key, 2 * size)
+    return Hole(
+        source=ip_address(key[:size]),
+        target=ip_address(key[size : 2 * size]),
+        protocol=Protocol(protocol),
+        port=port,
+        once=set_name.startswith("once"),
+    )
+
+
+def decode_denial(set_name: str, element: Element) -> Denial:
+    """An element of `denied4` or `denied6`."""
+    size = _address_size(set_name)
+    protocol, port = _PROTOCOL_AND_PORT.unpack_from(element.key, size)
+    return Denial(ip_address(element.key[:size]), protocol, port, element.count.packets)
+
+
+def _address_size(set_name: str) -> int:
+    return 16 if set_name.endswith("6") else 4
+
+
+def add(set_name: str, leases: Sequence[Lease], *, only_new: bool = False) -> list[Request]:
+    """Requests to add keys with their timeouts in milliseconds.
+
+    A key that is there already stays as it is; with `only_new` it fails the transaction (EEXIST).
+    """
+    flags = NLM_F_CREATE | (NLM_F_EXCL if only_new else 0)
+    encoded = [_encode(key, timeout_ms) for key, timeout_ms in leases]
+    return [
+        Request(nftables.NEWSETELEM, flags, _list(set_name, encoded[at : at + MAX_ELEMENTS]))
+        for at in range(0, len(encoded), MAX_ELEMENTS)
+    ]
+
+
+def delete(set_name: str, keys: Iterable[bytes]) -> list[Request]:
+    """Requests to delete keys; one that is not there fails the transaction (ENOENT)."""
+    encoded = [_encode(key) for key in keys]
+    return [
+        Request(nftables.DELSETELEM, 0, _list(set_name, encoded[at : at + MAX_ELEMENTS]))
+        for at in range(0, len(encoded), MAX_ELEMENTS)
+    ]
+
+
+def renew(set_name: str, leases: Sequence[Lease]) -> list[Request]:
+    """Requests after which the keys are there with these timeouts, whether they were or not.
+
+    Before Linux 6.12 the timeout of an element cannot be changed, and a missing one cannot be
+    deleted; so add what may be missing, delete, add. At no moment is there none. The keys must be
+    distinct.
+    """
+    fresh = add(set_name, leases)
+    return [*fresh, *delete(set_name, (key for key, _ in leases)), *fresh]
+
+
+def put_one(set_name: str, key: bytes, timeout_ms: int, *, replace: bool) -> list[Request]:
+    """Requests to add one key that is not there, or to put another element in its place.
+
+    The transaction fails with EEXIST or ENOENT where the caller was wrong about it.
+    """
+    added = add(set_name, [(key, timeout_ms)], only_new=True)
+    return [*delete(set_name, [key]), *added] if replace else added
+
+
+def dump_request(set_name: str) -> bytes:
+    """The payload of a GETSETELEM request for all elements of a set."""
+    return nftables.of_table(nftables.text(_LIST_SET, set_name))
+
+
+def _list(set_name: str, encoded: Sequence[bytes]) -> bytes:
+    """The attributes of NEWSETELEM and DELSETELEM."""
+    table = nftables.text(nftables.TABLE_ATTRIBUTE, TABLE)
+    name = nftables.text(_LIST_SET, set_name)
+    return table + name + netlink.nested(_LIST_ELEMENTS, b"".join(encoded))
+
+
+def _encode(key: bytes, timeout_ms: int | None = None) -> bytes:
+    value = netlink.nested(_ELEM_KEY, netlink.attribute(_DATA_VALUE, key))
+    if timeout_ms is not None:
+        value += netlink.attribute(_ELEM_TIMEOUT, timeout_ms.to_bytes(8))
+    return netlink.nested(_LIST_ELEM, value)
+
+
+def decode_elements(answers: Iterable[Message]) -> Iterator[Element]:
+    """The elements of a dump."""
+    for answer in answers:
+        found = dict(netlink.attributes(answer.payload, NFGENMSG.size))
+        for _, value in netlink.attributes(found.get(_LIST_ELEMENTS, b"")):
+            yield _decode(value)
+
+
+def _decode(value: bytes) -> Element:
+    found = dict(netlink.attributes(value))
+    return Element(
+        key=dict(netlink.attributes(found[_ELEM_KEY]))[_DATA_VALUE],
+        timeout_ms=_milliseconds(found.get(_ELEM_TIMEOUT)),
+        remaining_ms=_milliseconds(found.get(_ELEM_EXPIRATION)),
+        count=_count_in(found),
+    )
+
+
+def _milliseconds(value: bytes | None) -> int | None:
+    return None if value is None else int.from_bytes(value)
+
+
+def _count_in(element: dict[int, bytes]) -> Count:
+    """The element's counter: its one expression, or one of several (since Linux 5.11)."""
+    several = [value for _, value in netlink.attributes(element.get(_ELEM_EXPRESSIONS, b""))]
+    for expression in (element.get(_ELEM_EXPR, b""), *several):
+        found = dict(netlink.attributes(expression))
+        if found.get(_EXPR_NAME) == b"counter\0":
+            return decode_count(found.get(_EXPR_DATA, b""))
+    return Count(0, 0)

@@ -1,0 +1,99 @@
+"""The gate as an nft script: a plan's values in the template `gate.nft`."""
+
+import re
+from functools import cache
+from importlib import resources
+from string import Template
+from typing import Final
+
+from spa_protocol.access import Protocol
+from spa_server.firewall.plan import GatePlan, OpenPorts, PortRange, merged_ports, open_ports
+
+TABLE: Final = "spa"
+_TO_THIS_HOST: Final = "{ local, broadcast, multicast, anycast }"
+_CHAIN: Final = re.compile(r"^\s*chain (\w+) \{", re.MULTILINE)
+_INDENT: Final = "\n    "
+
+
+def render(plan: GatePlan) -> str:
+    """What `nft -f -` loads to make the gate be as planned, in one transaction and in place."""
+    return _template().substitute(
+        knock_port=plan.knock_port,
+        source_rate=plan.source_rate_per_s,
+        source_burst=plan.source_burst,
+        tag_rate=plan.tag_rate_per_s,
+        tag_burst=plan.tag_burst,
+        cut=_rules(_cut_rules(plan)),
+        ours=_rules(_rules_for_ours(plan)),
+        not_ours=_rules(_rules_for_not_ours(plan)),
+        always_open=_rules([_open_rule(rule) for rule in open_ports(plan.always_open)]),
+    )
+
+
+def render_removal() -> str:
+    """What `nft -f -` loads to open every port again, whether the gate stands or not."""
+    return f"add table inet {TABLE}\ndelete table inet {TABLE}\n"
+
+
+def render_again(ruleset: str) -> str:
+    """What `nft -f -` loads to make the gate be as nft listed it, in place.
+
+    The listing comes twice: first so that every chain exists to be flushed, then to fill them.
+    """
+    chains = _CHAIN.findall(ruleset)
+    flushes = "".join(f"flush chain inet {TABLE} {name}\n" for name in chains)
+    return f"{ruleset}\n{flushes}{ruleset}\n"
+
+
+@cache
+def _template() -> Template:
+    return Template(resources.files(__package__).joinpath("gate.nft").read_text("utf-8"))
+
+
+def _rules(rules: list[str]) -> str:
+    return _INDENT.join(rules) or "# none"
+
+
+def _cut_rules(plan: GatePlan) -> list[str]:
+    ranges = {protocol: merged_ports(plan.cut, protocol) for protocol in Protocol}
+    return [
+        f"{protocol.label} dport {_ports(ports)} jump cut"
+        for protocol, ports in ranges.items()
+        if ports
+    ]
+
+
+def _rules_for_ours(plan: GatePlan) -> list[str]:
+    """Which packets are judged: all, those for this host, those that enter by `outer`."""
+    if plan.outer is None:
+        return ["goto judge"]
+    for_this_host = f"fib daddr type {_TO_THIS_HOST} goto judge"
+    forwarded = [f"iifname {_names(plan.outer)} goto judge"] if plan.outer else []
+    return [for_this_host, *forwarded]
+
+
+def _rules_for_not_ours(plan: GatePlan) -> list[str]:
+    """The same, the other way round."""
+    if plan.outer is None:
+        return []
+    entered_elsewhere = f"iifname != {_names(plan.outer)} " if plan.outer else ""
+    return [f"{entered_elsewhere}fib daddr type != {_TO_THIS_HOST} return"]
+
+
+def _open_rule(rule: OpenPorts) -> str:
+    ports = f"{rule.protocol.label} dport {_ports(rule.ports)}"
+    if rule.is_from_anywhere:
+        return f"meta nfproto ipv{rule.version} {ports} accept"
+    source = "ip saddr" if rule.version == 4 else "ip6 saddr"
+    networks = ", ".join(str(network) for network in rule.networks)
+    return f"{ports} {source} {{ {networks} }} accept"
+
+
+def _ports(ranges: tuple[PortRange, ...]) -> str:
+    each = (f"{first}" if first == last else f"{first}-{last}" for first, last in ranges)
+    return f"{{ {', '.join(each)} }}"
+
+
+def _names(interfaces: tuple[str, ...]) -> str:
+    quoted = ", ".join(f'"{name}"' for name in sorted(set(interfaces)))
+    return f"{{ {quoted} }}"

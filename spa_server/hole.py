@@ -1,0 +1,28 @@
+"""A hole: what the gate lets through, as the kernel's sets and the record know it."""
+
+from dataclasses import dataclass
+
+from spa_protocol.access import Access, Protocol
+from spa_protocol.layout import Address
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """From one source address to one target address, one protocol and one port.
+
+    `once` holes admit one connection and are then gone.
+    """
+
+    source: Address
+    target: Address
+    protocol: Protocol
+    port: int
+    once: bool = False
+
+    @property
+    def access(self) -> Access:
+        """The protocol and port, as an access of one port."""
+        return Access(self.protocol, self.port, self.port)
+
+    def __str__(self) -> str:
+        return f"{self.source} -> {self.target} {self.access}"
