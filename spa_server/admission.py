@@ -1,0 +1,115 @@
+"""Admission: which tags are heard, and which key each one names. docs/protocol.md section 5.2.
+
+A tag is valid in its own epoch of 300 s and admitted in the two before and after it, so that a
+client whose clock is wrong by minutes is still heard, and can be told. The kernel holds the tags;
+this table holds what each one means, for the same epochs.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from spa_protocol.layout import EPOCH_S, epoch_of
+from spa_protocol.publickey import Sender
+
+EPOCHS_AROUND: Final = 2
+_EPOCH_US: Final = EPOCH_S * 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A tag and the time until which it is admitted, in microseconds since the Unix epoch."""
+
+    value: bytes
+    until_us: int
+
+
+def window(now_us: int) -> range:
+    """The epochs whose tags are admitted now."""
+    epoch = epoch_of(now_us)
+    return range(epoch - EPOCHS_AROUND, epoch + EPOCHS_AROUND + 1)
+
+
+def admitted_until_us(epoch: int) -> int:
+    """When the tags of an epoch stop being admitted."""
+    return (epoch + EPOCHS_AROUND + 1) * _EPOCH_US
+
+
+class Admission:
+    """The keys that are heard, found by the tag of a datagram."""
+
+    def __init__(self) -> None:
+        self._senders: dict[str, Sender] = {}
+        self._by_tag: dict[int, dict[bytes, Sender]] = {}
+
+    def __len__(self) -> int:
+        return len(self._senders)
+
+    def __contains__(self, key_id: str) -> bool:
+        return key_id in self._senders
+
+    def find(self, tag: bytes) -> Sender | None:
+        """The key that bears this tag in an admitted epoch."""
+        for tags in self._by_tag.values():
+            sender = tags.get(tag)
+            if sender is not None:
+                return sender
+        return None
+
+    def add(self, key_id: str, sender: Sender) -> list[Tag]:
+        """Hears a key from now on; its tags of the epochs that are loaded."""
+        self._senders[key_id] = sender
+        return [self._name(sender, epoch) for epoch in self._by_tag]
+
+    def remove(self, key_id: str) -> list[bytes]:
+        """Hears a key no longer; the tags to withdraw."""
+        sender = self._senders.pop(key_id, None)
+        if sender is None:
+            return []
+        gone = [(epoch, sender.pair.tag_at(epoch)) for epoch in self._by_tag]
+        return [tag for epoch, tag in gone if self._by_tag[epoch].pop(tag, None) is not None]
+
+    def missing_epochs(self, now_us: int, ahead: int = 0) -> list[int]:
+        """The epochs of the window, and `ahead` more, that are not loaded yet."""
+        epochs = window(now_us)
+        wanted = range(epochs.start, epochs.stop + ahead)
+        return [epoch for epoch in wanted if epoch not in self._by_tag]
+
+    def load(self, epoch: int) -> Iterator[Tag]:
+        """Names every key for one more epoch, one tag at a time so that the caller can breathe.
+
+        It ends early when the epoch is dropped meanwhile.
+        """
+        self._by_tag.setdefault(epoch, {})
+        for key_id, sender in tuple(self._senders.items()):
+            if epoch not in self._by_tag:
+                return
+            if key_id in self._senders:
+                yield self._name(sender, epoch)
+
+    def drop_outside(self, now_us: int, ahead: int = 0) -> None:
+        """Forgets the tags of epochs that are over, or that a clock set back has put far ahead."""
+        epochs = window(now_us)
+        keep = range(epochs.start, epochs.stop + ahead)
+        for epoch in [epoch for epoch in self._by_tag if epoch not in keep]:
+            del self._by_tag[epoch]
+
+    def drop_all(self) -> None:
+        """Forgets every tag, though not the keys: they are to be named anew."""
+        self._by_tag.clear()
+
+    def tags(self) -> Iterator[Tag]:
+        """Every tag that is loaded, for a set that has been lost."""
+        for epoch, tags in self._by_tag.items():
+            until_us = admitted_until_us(epoch)
+            yield from (Tag(value, until_us) for value in tuple(tags))
+
+    def _name(self, sender: Sender, epoch: int) -> Tag:
+        value = sender.pair.tag_at(epoch)
+        self._by_tag[epoch][value] = sender
+        return Tag(value, admitted_until_us(epoch))
+
+
+def load_all(admission: Admission, epochs: Iterable[int]) -> list[Tag]:
+    """The tags of several epochs at once, for a table that is small or offline."""
+    return [tag for epoch in epochs for tag in admission.load(epoch)]

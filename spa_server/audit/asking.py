@@ -1,0 +1,92 @@
+"""Asking the record: a filter, and the lines that fit it."""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from keys.when import rfc3339
+
+_COLUMNS: Final = (
+    "id, at_us, event, identity, key_id, source, target, access, reason, rule, grant_id, detail"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which lines of the record; None asks for all. `event` may be a group, as in `knock`."""
+
+    since_us: int | None = None
+    identity: str | None = None
+    event: str | None = None
+    source: str | None = None
+    access: str | None = None
+    denied: bool = False
+
+    @property
+    def where(self) -> tuple[str, dict[str, object]]:
+        """The condition in SQL, and its values."""
+        conditions = {
+            "at_us >= :since": self.since_us,
+            "identity = :identity": self.identity,
+            "(event = :event or event like :event || '.%')": self.event,
+            "source = :source": self.source,
+            "access = :access": self.access,
+        }
+        names = ("since", "identity", "event", "source", "access")
+        used = [sql for sql, value in conditions.items() if value is not None]
+        if self.denied:
+            used.append("event in ('knock.refused', 'connection.denied', 'join.refused')")
+        values: dict[str, object] = dict(zip(names, conditions.values(), strict=True))
+        return " and ".join(used) or "true", values
+
+
+def ask(
+    connection: sqlite3.Connection, wanted: Filter, *, limit: int, after_id: int = 0
+) -> list[dict[str, Any]]:
+    """The latest lines that fit, oldest first, after the line of this id. Raises sqlite3.Error."""
+    where, values = wanted.where
+    sql = (
+        f"select {_COLUMNS} from event where id > :after and {where}"  # noqa: S608 - our own text
+        " order by id desc limit :limit"
+    )
+    rows = connection.execute(sql, {**values, "after": after_id, "limit": limit}).fetchall()
+    return [_line(row) for row in reversed(rows)]
+
+
+def _line(row: tuple[Any, ...]) -> dict[str, Any]:
+    values = dict(zip(_COLUMNS.split(", "), row, strict=True))
+    values["at"] = rfc3339(values.pop("at_us"))
+    values["detail"] = json.loads(values["detail"])
+    return values
+
+
+def sentences(line: dict[str, Any]) -> Iterator[str]:
+    """The parts of a line for a person, in the order in which they are read."""
+    if line["identity"]:
+        yield line["identity"]
+    if line["source"]:
+        ends = f"{line['source']} -> {line['target']}" if line["target"] else line["source"]
+        yield f"{ends} {line['access'] or ''}".rstrip()
+    if line["reason"]:
+        yield line["reason"]
+    if line["rule"]:
+        yield f"by {line['rule']}"
+    yield from _details(line["detail"])
+
+
+_WORDS: Final = {
+    "lifetime_s": "for {} s",
+    "further": "and {} more",
+    "count": "{} of them",
+    "ambiguous": "one of {}",
+    "by_s": "by {} s",
+}
+_FOR_MACHINES: Final = {"source_port", "seen_from"}
+
+
+def _details(detail: dict[str, Any]) -> Iterator[str]:
+    for name, value in detail.items():
+        if value and name not in _FOR_MACHINES:
+            yield _WORDS.get(name, name.replace("_", " ") + ": {}").format(value)

@@ -1,0 +1,54 @@
+"""One line of the record."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Event(StrEnum):
+    """What happened. The part before the dot is what it happened to."""
+
+    KNOCK_ACCEPTED = "knock.accepted"
+    KNOCK_REFUSED = "knock.refused"
+    CLOSE_ASKED = "close.asked"
+    JOIN_ACCEPTED = "join.accepted"
+    JOIN_REFUSED = "join.refused"
+    HOLE_OPENED = "hole.opened"
+    HOLE_CLOSED = "hole.closed"
+    HOLE_EXPIRED = "hole.expired"
+    HOLE_FAILED = "hole.failed"
+    CONNECTION_PERMITTED = "connection.permitted"
+    CONNECTION_DENIED = "connection.denied"
+    CONNECTION_SEVERED = "connection.severed"
+    KEYS_CHANGED = "keys.changed"
+    POLICY_LOADED = "policy.loaded"
+    POLICY_REFUSED = "policy.refused"
+    GATE_APPLIED = "gate.applied"
+    GATE_REMOVED = "gate.removed"
+    GATE_RESTORED = "gate.restored"
+    GATE_FAILED = "gate.failed"
+    CLOCK_SET = "clock.set"
+    RECORDS_LOST = "records.lost"
+    DAEMON_STARTED = "daemon.started"
+    DAEMON_STOPPED = "daemon.stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An event, when it was, and whatever is known of who, whence, whereto and why.
+
+    `at_us` is microseconds since the Unix epoch; addresses and accesses are in their usual text.
+    `detail` holds what has no column of its own, in JSON's types.
+    """
+
+    event: Event
+    at_us: int
+    identity: str | None = None
+    key_id: str | None = None
+    source: str | None = None
+    target: str | None = None
+    access: str | None = None
+    reason: str | None = None
+    rule: str | None = None
+    grant_id: int | None = None
+    detail: dict[str, Any] = field(default_factory=dict)

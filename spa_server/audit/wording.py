@@ -1,0 +1,146 @@
+"""Records of what the daemon did: each leads back to hole, knock, key, person and rule."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from spa_protocol.access import Access
+from spa_protocol.knock import Join, Request
+from spa_protocol.layout import Address
+from spa_server.audit.record import Event, Record
+from spa_server.capture.datagram import Datagram
+from spa_server.doorkeeper import Verdict
+from spa_server.grants import Grant
+from spa_server.policy.decide import Decision
+from spa_server.ruling import Owner, Ruling
+
+
+def texts(accesses: Sequence[Access]) -> str | None:
+    """Several accesses in one column."""
+    return ", ".join(map(str, accesses)) or None
+
+
+def not_accepted(verdict: Verdict, datagram: Datagram, owner: Owner | None, now_us: int) -> Record:
+    """A datagram that the doorkeeper turned away."""
+    request = verdict.knock.request if verdict.knock else None
+    return Record(
+        Event.KNOCK_REFUSED,
+        now_us,
+        identity=owner.identity if owner else None,
+        key_id=verdict.sender.key_id if verdict.sender else None,
+        source=str(datagram.source),
+        target=str(datagram.target),
+        access=_asked_for(request),
+        reason=str(verdict.reason),
+        detail={"source_port": datagram.source_port},
+    )
+
+
+def _asked_for(request: Request | None) -> str | None:
+    return None if request is None or isinstance(request, Join) else texts(request.accesses)
+
+
+def further(reason: str, key_id: str, source: str, count: int, now_us: int) -> Record:
+    """How many more there were of what was recorded once."""
+    return Record(
+        Event.KNOCK_REFUSED,
+        now_us,
+        key_id=key_id or None,
+        source=source or None,
+        reason=reason,
+        detail={"further": count},
+    )
+
+
+def ruled(
+    owner: Owner, ruling: Ruling, grants: Sequence[Grant], datagram: Datagram, now_us: int
+) -> list[Record]:
+    """A knock that was ruled on: a line for each access refused, and for each hole that opens."""
+    records = [
+        _refused(owner, ruling, access, decision, now_us)
+        for access, decision in ruling.decisions
+        if not decision.granted
+    ]
+    if grants:
+        asked = texts([grant.access for grant in grants])
+        seen = {"seen_from": str(datagram.source), "source_port": datagram.source_port}
+        accepted = about(Event.KNOCK_ACCEPTED, owner, ruling, now_us, access=asked, detail=seen)
+        records.append(accepted)
+    return records + [granted(Event.HOLE_OPENED, grant, now_us) for grant in grants]
+
+
+def _refused(
+    owner: Owner, ruling: Ruling, access: Access, decision: Decision, now_us: int
+) -> Record:
+    return about(
+        Event.KNOCK_REFUSED,
+        owner,
+        ruling,
+        now_us,
+        access=str(access),
+        reason=decision.code.sentence,
+        detail={"near": decision.sentence} if decision.near else {},
+    )
+
+
+def unavailable(owner: Owner, ruling: Ruling, why: str, now_us: int) -> Record:
+    """A knock that would have been granted, had nothing failed."""
+    accesses = texts([access for access, _ in ruling.decisions])
+    return about(
+        Event.KNOCK_REFUSED,
+        owner,
+        ruling,
+        now_us,
+        access=accesses,
+        reason="unavailable",
+        detail={"why": why},
+    )
+
+
+def about(
+    event: Event,
+    owner: Owner,
+    ends: Ruling | tuple[Address, Address],
+    now_us: int,
+    *,
+    access: str | None,
+    reason: str | None = None,
+    detail: dict[str, object] | None = None,
+) -> Record:
+    """A line about what somebody asked for, between two ends."""
+    source, target = (ends.source, ends.target) if isinstance(ends, Ruling) else ends
+    return Record(
+        event,
+        now_us,
+        identity=owner.identity,
+        key_id=owner.key_id,
+        source=str(source),
+        target=str(target),
+        access=access,
+        reason=reason,
+        detail=detail or {},
+    )
+
+
+def granted(event: Event, grant: Grant, now_us: int, reason: str | None = None) -> Record:
+    """A line about a grant, with everything that it leads back to."""
+    lifetime_s = (grant.expires_at_us - grant.opened_at_us) // 1_000_000
+    return Record(
+        event,
+        now_us,
+        identity=grant.identity,
+        key_id=grant.key_id,
+        source=str(grant.source),
+        target=str(grant.target),
+        access=str(grant.access),
+        reason=reason,
+        rule=grant.rule,
+        grant_id=grant.grant_id,
+        detail={"lifetime_s": lifetime_s} if event is Event.HOLE_OPENED else {},
+    )
+
+
+def severed(count: int, grants: Sequence[Grant], now_us: int, reason: str | None = None) -> Record:
+    """How many sessions were destroyed when these grants, all of the same holes, had ended."""
+    last = granted(Event.CONNECTION_SEVERED, grants[-1], now_us, reason)
+    people = ", ".join(sorted({grant.identity for grant in grants}))
+    return replace(last, identity=people, detail={"count": count})

@@ -1,0 +1,133 @@
+"""The ruling: what an authentic request is given, and why. docs/architecture.md, "The one way".
+
+Pure: the doorkeeper's knock, the key's owner, the policy and the facts of the host go in, the
+ruling comes out. Whoever acts on it has burned the request first.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from spa_protocol.access import Access
+from spa_protocol.knock import AuthenticKnock, Close, Knock
+from spa_protocol.layout import Address
+from spa_protocol.reason import Code, Reason, Status
+from spa_protocol.reply import Outcome, Reply, clip
+from spa_server.capture.datagram import Datagram
+from spa_server.policy.decide import Decision, Question, decide
+from spa_server.policy.model import Network, Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose key it is. `expires_at_us` is None for a key that does not expire."""
+
+    key_id: str
+    identity: str
+    roles: frozenset[str]
+    expires_at_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What is in force on this host. `is_target` tells whether an address is one of its own."""
+
+    policy: Policy
+    shared_sources: tuple[Network, ...]
+    is_target: Callable[[Address], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """For each access asked for, the decision; and the hole's two ends."""
+
+    source: Address
+    target: Address
+    decisions: tuple[tuple[Access, Decision], ...]
+
+    @property
+    def status(self) -> Status:
+        """Granted when anything is."""
+        granted = any(decision.granted for _, decision in self.decisions)
+        return Status.GRANTED if granted else Status.REFUSED
+
+    @property
+    def message(self) -> str:
+        """Why something was refused, in a few words for its owner."""
+        refused = (d for _, d in self.decisions if not d.granted)
+        first = next(refused, None)
+        if first is None:
+            return ""
+        return first.near[0].condition if first.near else first.code.sentence
+
+
+def rule(request: Knock, datagram: Datagram, owner: Owner, terms: Terms, now_us: int) -> Ruling:
+    """The policy's answer to each access of a knock."""
+    source, target = ends(request, datagram)
+    if source.version != target.version or not _is_target(request, datagram, terms):
+        refused = Decision(Code.NOT_A_TARGET)
+        return Ruling(source, target, tuple((access, refused) for access in request.accesses))
+    lives_s = None if owner.expires_at_us is None else (owner.expires_at_us - now_us) / 1_000_000
+    decisions = tuple(
+        (access, decide(terms.policy, terms.shared_sources, question))
+        for access in request.accesses
+        for question in [
+            Question(owner.roles, source, access, request.lifetime_s, request.once, lives_s)
+        ]
+    )
+    return Ruling(source, target, decisions)
+
+
+def ends(request: Knock | Close, datagram: Datagram) -> tuple[Address, Address]:
+    """The source and target meant: what was declared and signed, else the packet's own."""
+    return request.source or datagram.source, request.target or datagram.target
+
+
+def _is_target(request: Knock, datagram: Datagram, terms: Terms) -> bool:
+    declared = request.target
+    if declared is None or declared == datagram.target:
+        return True
+    return not declared.is_loopback and terms.is_target(declared)
+
+
+def ruling_reply(ruling: Ruling, datagram: Datagram, now_us: int) -> Reply:
+    """The answer to a knock."""
+    outcomes = tuple(
+        Outcome(access, decision.code, decision.lifetime_s) for access, decision in ruling.decisions
+    )
+    return _reply(ruling.status, datagram, now_us, outcomes, ruling.message)
+
+
+def unavailable_reply(accesses: Sequence[Access], datagram: Datagram, now_us: int) -> Reply:
+    """The answer when something on this host failed: nothing was granted."""
+    outcomes = tuple(Outcome(access, Code.UNAVAILABLE) for access in accesses)
+    return _reply(Status.UNAVAILABLE, datagram, now_us, outcomes, "try again; the record says why")
+
+
+def closed_reply(request: Close, count: int, datagram: Datagram, now_us: int) -> Reply:
+    """The answer to a close, also when nothing was open."""
+    outcomes = tuple(Outcome(access, Code.GRANTED) for access in request.accesses)
+    message = "" if count else "nothing was open"
+    return _reply(Status.CLOSED, datagram, now_us, outcomes, message)
+
+
+def clock_reply(knock: AuthenticKnock, reason: Reason, datagram: Datagram, now_us: int) -> Reply:
+    """The answer to a request that is stale or ahead: by how much the two clocks differ."""
+    apart_s = abs(now_us - knock.request.sent_at_us) / 1_000_000
+    side = "behind" if reason is Reason.STALE else "ahead of"
+    message = f"your clock is {apart_s:.0f} s {side} the server's"
+    return plain_reply(Status.CLOCK, message, datagram, now_us)
+
+
+def plain_reply(status: Status, message: str, datagram: Datagram, now_us: int) -> Reply:
+    """An answer that is about no access."""
+    return _reply(status, datagram, now_us, (), message)
+
+
+def _reply(
+    status: Status,
+    datagram: Datagram,
+    now_us: int,
+    outcomes: tuple[Outcome, ...],
+    message: str,
+) -> Reply:
+    return Reply(status, now_us, datagram.source, datagram.target, outcomes, clip(message))
