@@ -1,0 +1,69 @@
+"""What the commands of `spa-server` have in common."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from keys import schema
+from keys.console import Parsed, Trouble
+from keys.registry import Registry
+from keys.when import parse_duration
+from spa_protocol.access import Access
+from spa_server import control
+from spa_server.config import Config
+
+PROGRAM: Final = "spa-server"
+
+ACCESS: Final = Parsed("access", Access.parse)
+ADDRESS: Final = Parsed("address", ip_address)
+DURATION: Final = Parsed("duration", parse_duration)
+PATH: Final = click.Path(path_type=Path)
+json_option: Final = click.option("--json", "as_json", is_flag=True, help="For other programs.")
+
+
+@contextmanager
+def explained(path: Path | None = None) -> Iterator[None]:
+    """Turns what goes wrong underneath into the one line that an operator reads."""
+    from spa_server.answer import AnswerError
+    from spa_server.audit.ledger import LedgerError
+    from spa_server.capture import CaptureError
+    from spa_server.firewall.kernel import FirewallError
+    from spa_server.sessions import SessionsError
+
+    try:
+        if path is None:
+            yield
+        else:
+            with schema.explained(path):
+                yield
+    except FirewallError as error:
+        raise Trouble(
+            f"the firewall: {error}", "is this run as root, with nft installed?"
+        ) from error
+    except schema.RegistryError as error:
+        hint = error.hint.replace("--database", "`database` in server.toml")
+        raise Trouble(error.message, hint, exit_code=error.exit_code) from error
+    except LedgerError as error:
+        raise Trouble(f"the ledger: {error}", "is there room on the disk?") from error
+    except (CaptureError, AnswerError, SessionsError) as error:
+        raise Trouble(str(error)) from error
+
+
+def ask(config: Config, **request: Any) -> dict[str, Any]:
+    """The daemon's answer to `request`. Raises Trouble."""
+    return control.ask(config.control, request)
+
+
+@contextmanager
+def open_registry(config: Config) -> Iterator[Registry]:
+    """The registry, to be read. Raises Trouble."""
+    with explained(config.database):
+        registry = Registry(config.database, read_only=True)
+        try:
+            yield registry
+        finally:
+            registry.close()

@@ -1,0 +1,108 @@
+"""server.toml: where things are and how the host is guarded. spa-server(8), "Configuration".
+
+Every key has a default; an empty file is a working configuration.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+
+from keys import tomlfile
+from keys.tomlfile import FileProblem, convert, lower_first
+from keys.when import parse_duration
+from spa_protocol.layout import DEFAULT_FRESHNESS_S, DEFAULT_PORT, EPOCH_S
+from spa_server.firewall.plan import is_interface_name
+from spa_server.policy.load import parse_network
+from spa_server.policy.model import Network
+
+CONFIG_PATH: Final = Path("/etc/spa/server.toml")
+CONFIG_VARIABLE: Final = "SPA_SERVER_CONFIG"
+_INTERFACE_PREFIX: Final = "interface:"
+_Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+
+
+class _ServerFile(msgspec.Struct, forbid_unknown_fields=True):
+    policy: str = "/etc/spa/policy.toml"
+    key: str = "/etc/spa/server.key"
+    database: str = "/var/lib/spa/spa.db"
+    control: str = "/run/spa/control.sock"
+    knock_port: _Port = DEFAULT_PORT
+    capture: str = "nflog"
+    outer: list[str] | None = None
+    shared_sources: list[str] = []
+    freshness: str = f"{DEFAULT_FRESHNESS_S}s"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of one host. `outer` None: the interfaces that have a default route."""
+
+    policy: Path
+    key: Path
+    database: Path
+    control: Path
+    knock_port: int
+    capture: str
+    outer: tuple[str, ...] | None
+    shared_sources: tuple[Network, ...]
+    freshness_s: float
+
+    @property
+    def gate_wanted(self) -> Path:
+        """The mark that the operator has put the gate in force: it is restored when it is gone."""
+        return self.database.parent / "gate.wanted"
+
+    @property
+    def unrecorded(self) -> Path:
+        """The note about requests that could not be recorded, away from the database's disk."""
+        return self.control.parent / "unrecorded"
+
+    @property
+    def gate_pending(self) -> Path:
+        """The mark of a gate that waits to be confirmed."""
+        return self.control.parent / "gate.pending"
+
+
+def load_config(path: Path | None = None) -> Config:
+    """The configuration in a file; without one named, SPA_SERVER_CONFIG's or the usual file.
+
+    A usual file that is not there means the defaults. Raises FileProblem.
+    """
+    in_environment = os.environ.get(CONFIG_VARIABLE)
+    named = path or (Path(in_environment) if in_environment else None)
+    path = named or CONFIG_PATH
+    value = {} if named is None and not path.exists() else tomlfile.read(path)
+    read = convert(value, _ServerFile, path, "")
+    interface = read.capture.removeprefix(_INTERFACE_PREFIX)
+    if read.capture != "nflog" and (interface == read.capture or not is_interface_name(interface)):
+        raise FileProblem(path, "capture", 'expected "nflog" or "interface:NAME"')
+    for name in read.outer or ():
+        if not is_interface_name(name):
+            raise FileProblem(path, "outer", f"{name!r} is no name of a network interface")
+    home = path.absolute().parent
+    return Config(
+        policy=home / read.policy,
+        key=home / read.key,
+        database=home / read.database,
+        control=home / read.control,
+        knock_port=read.knock_port,
+        capture=read.capture,
+        outer=None if read.outer is None else tuple(read.outer),
+        shared_sources=tuple(
+            parse_network(text, path, "shared_sources") for text in read.shared_sources
+        ),
+        freshness_s=_freshness(read.freshness, path),
+    )
+
+
+def _freshness(text: str, path: Path) -> float:
+    try:
+        freshness_s = parse_duration(text)
+    except ValueError as error:
+        raise FileProblem(path, "freshness", lower_first(str(error))) from None
+    if not 1 <= freshness_s <= EPOCH_S:
+        raise FileProblem(path, "freshness", f"{text!r} is not between 1s and {EPOCH_S}s")
+    return freshness_s

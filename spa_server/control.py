@@ -1,0 +1,135 @@
+"""The control socket: one line of JSON asks, one line answers.
+
+    {"do": "holes"}                      -> {"ok": true, "holes": [...]}
+    {"do": "close", "grants": [3, 4]}    -> {"ok": true, "closed": 2}
+    anything that cannot be done         -> {"ok": false, "error": "what went wrong"}
+
+It is a UNIX socket of mode 0660: whoever may open it may ask. Requests that only look cost the
+daemon one line; none of them waits for anything.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import stat
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from keys.trouble import Trouble
+
+MAX_LINE: Final = 64 * 1024
+TIMEOUT_S: Final = 5.0
+_GROUP: Final = "spa"
+
+Handler = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class ControlServer:
+    """Answers requests on a UNIX socket, each by the handler that its `do` names."""
+
+    def __init__(self, path: Path, handlers: Mapping[str, Handler]) -> None:
+        self._path = path
+        self._handlers = handlers
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Raises Trouble when another daemon answers there already, or the path cannot be had."""
+        self._make_way()
+        try:
+            self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            old = os.umask(0o117)
+            try:
+                self._server = await asyncio.start_unix_server(
+                    self._serve, str(self._path), limit=MAX_LINE
+                )
+            finally:
+                os.umask(old)
+        except OSError as error:
+            what = (error.strerror or str(error)).lower()
+            raise Trouble(
+                f"the control socket {self._path} cannot be made: {what}",
+                "run as root, or set `control` in server.toml",
+            ) from None
+        self._give_to_group()
+
+    def _make_way(self) -> None:
+        """A socket that nobody answers is what a killed daemon left behind."""
+        if not self._path.exists():
+            return
+        if not stat.S_ISSOCK(self._path.lstat().st_mode):
+            raise Trouble(f"{self._path} is no socket", "move it away, or set `control`")
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(self._path))
+            except OSError:
+                self._path.unlink(missing_ok=True)
+                return
+        raise Trouble(f"a daemon answers at {self._path} already", "stop it first")
+
+    def _give_to_group(self) -> None:
+        if os.geteuid() == 0:
+            with suppress(LookupError, OSError):
+                shutil.chown(self._path, group=_GROUP)
+
+    async def stop(self) -> None:
+        """Closes the socket and takes it away."""
+        if self._server is not None:
+            self._server.close()
+            self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, ValueError, asyncio.TimeoutError):
+            async with asyncio.timeout(TIMEOUT_S):
+                line = await reader.readline()
+                writer.write(json.dumps(self._answer(line)).encode() + b"\n")
+                await writer.drain()
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+    def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+            handler = self._handlers[request["do"]]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return {"ok": False, "error": f"ask one of: {', '.join(self._handlers)}"}
+        try:
+            return {"ok": True, **handler(request)}
+        except Exception as error:  # whatever a request brings up, the daemon lives
+            return {"ok": False, "error": str(error)}
+
+
+class NoDaemon(Trouble):
+    """Nobody answers at the control socket."""
+
+
+def ask(path: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """The daemon's answer to one request. Raises NoDaemon, or Trouble when it says no."""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(TIMEOUT_S)
+            connection.connect(str(path))
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            with connection.makefile("rb") as answers:
+                line = answers.readline()
+    except (FileNotFoundError, ConnectionRefusedError):
+        hint = "start it: systemctl start spa-server"
+        raise NoDaemon(f"no daemon answers at {path}", hint) from None
+    except OSError as error:
+        what = (error.strerror or str(error)).lower()
+        raise Trouble(
+            f"the daemon cannot be asked at {path}: {what}", "run as root or in the group spa"
+        ) from None
+    try:
+        answer = dict(json.loads(line))
+    except (ValueError, TypeError):
+        raise Trouble(
+            f"the daemon at {path} gave no answer", "see its record: spa-server audit"
+        ) from None
+    if not answer.pop("ok", False):
+        raise Trouble(f"the daemon says: {answer.get('error', 'no')}")
+    return answer

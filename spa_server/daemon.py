@@ -1,0 +1,186 @@
+"""The daemon: one event loop that waits, and hands what comes to the guard.
+
+It sleeps until something happens: a knock, a connection, a change to the ruleset, the routes, the
+clock or the registry, a request on the control socket, or the moment at which a grant, a key or a
+tag epoch ends. It polls nothing, except to get out of a failure.
+"""
+
+import asyncio
+import gc
+import os
+import secrets
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from typing import Final, Protocol, TypeVar
+
+from keys.tomlfile import FileProblem
+from keys.trouble import Trouble
+from spa_protocol.layout import NONCE_SIZE
+from spa_protocol.publickey import Sender
+from spa_protocol.reply import Reply, seal_reply
+from spa_server import clock, operations
+from spa_server.answer import AnswerSocket
+from spa_server.capture.datagram import Datagram, KnockCapture
+from spa_server.capture.nflog import NflogCapture, NflogSocket
+from spa_server.config import Config
+from spa_server.connections import DENY_GROUP, PERMIT_GROUP
+from spa_server.control import ControlServer
+from spa_server.firewall.routes import RouteWatch
+from spa_server.firewall.watch import RulesetWatch
+from spa_server.guard import Guard
+
+_AT_ONCE: Final = 256
+
+
+class _Readable(Protocol):
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
+
+
+R = TypeVar("R", bound=_Readable)
+
+
+class Daemon:
+    """Making one reads every file that the guard needs, and raises Trouble for what is wrong."""
+
+    def __init__(self, config: Config) -> None:
+        self._answers = AnswerSocket(config.knock_port)
+        self._guard = Guard(config, self._answer)
+        self._config = config
+        self._timer: asyncio.TimerHandle | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT. Raises Trouble when it cannot begin."""
+        if not self._guard.gatehouse.is_wanted:
+            raise Trouble(
+                "the gate is not in force on this host",
+                "put it in force: spa-server gate apply --confirm-within 60s",
+            )
+        control = ControlServer(self._config.control, operations.handlers(self._guard, self._after))
+        await control.start()
+        try:
+            with ExitStack() as stack:
+                await self._begin(stack)
+                await self._stopping.wait()
+                self._guard.stop()
+        finally:
+            if self._loading is not None:
+                self._loading.cancel()
+            await control.stop()
+
+    async def _begin(self, stack: ExitStack) -> None:
+        """Opens every ear before the gate is touched, so that nothing is missed in between."""
+        capture = self._open(stack, open_capture(self._config))
+        permits = self._open(stack, NflogSocket(PERMIT_GROUP))
+        denials = self._open(stack, NflogSocket(DENY_GROUP))
+        gate = self._guard.gate
+        ruleset = self._open(stack, RulesetWatch(gate.port, gate.is_own_process))
+        routes = self._open(stack, RouteWatch())
+        settings = self._open(stack, clock.ClockWatch())
+        self._guard.start()
+        for _ in self._guard.load_tags():
+            await asyncio.sleep(0)
+        # The keys stay for as long as the daemon does: no collection need walk through them again.
+        gc.collect()
+        gc.freeze()
+        guard = self._guard
+        self._on(capture, lambda: guard.hear(lambda now_us: capture.read_batch(_AT_ONCE, now_us)))
+        self._on(permits, lambda: self._logged(permits, guard.connected))
+        self._on(denials, lambda: self._logged(denials, guard.denied))
+        self._on(ruleset, lambda: guard.ruleset_changed() if ruleset.read() else None)
+        self._on(routes, lambda: guard.routes_changed() if routes.read() else None)
+        self._on(settings, lambda: self._clock_set(settings))
+        loop = asyncio.get_running_loop()
+        for stop in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(stop, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._safely(self._reload))
+        self._after()
+        _tell_systemd("READY=1")
+
+    def _open(self, stack: ExitStack, source: R) -> R:
+        stack.enter_context(closing(source))
+        return source
+
+    def _on(self, source: _Readable, act: Callable[[], object]) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(source.fileno(), lambda: self._safely(act))
+
+    def _logged(self, source: NflogSocket, enter: Callable[..., None]) -> None:
+        batch = source.read_batch(_AT_ONCE)
+        enter(batch.messages, batch.lost)
+
+    def _clock_set(self, settings: clock.ClockWatch) -> None:
+        settings.drain()
+        self._guard.look_around()
+
+    def _reload(self) -> None:
+        try:
+            self._guard.reload()
+        except FileProblem as problem:
+            print(f"spa-server: the policy in force stays; {problem}", file=sys.stderr)
+
+    def _safely(self, act: Callable[[], object]) -> None:
+        """Whatever goes wrong with one thing, the daemon goes on to the next."""
+        try:
+            act()
+        except Exception:
+            traceback.print_exc()
+        self._after()
+
+    def _after(self) -> None:
+        """Sets the one timer to what is due next, and loads tags that are missing."""
+        if self._guard.needs_tags() and (self._loading is None or self._loading.done()):
+            self._loading = asyncio.create_task(self._load_tags())
+        if self._timer is not None:
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        delay_s = max(0.0, self._guard.next_wake_s() - clock.monotonic_s())
+        self._timer = loop.call_later(delay_s, self._safely, self._guard.tick)
+
+    async def _load_tags(self) -> None:
+        for _ in self._guard.load_tags():
+            await asyncio.sleep(0)
+
+    def _answer(self, reply: Reply, sender: Sender, request_nonce: bytes, to: Datagram) -> None:
+        nonce = secrets.token_bytes(NONCE_SIZE)
+        payload = seal_reply(reply, pair=sender.pair, request_nonce=request_nonce, nonce=nonce)
+        self._answers.send(
+            payload,
+            source=to.target,
+            destination=(to.source, to.source_port),
+            interface=to.interface,
+        )
+
+
+def open_capture(config: Config) -> KnockCapture:
+    """The capture that the configuration names. Raises CaptureError."""
+    if config.capture == "nflog":
+        return NflogCapture()
+    from spa_server.capture.interface import InterfaceCapture  # noqa: PLC0415 - scapy, only here
+
+    return InterfaceCapture(config.capture.removeprefix("interface:"), config.knock_port)
+
+
+def _tell_systemd(state: str) -> None:
+    """sd_notify(3), where systemd asked for it."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.connect("\0" + address[1:] if address.startswith("@") else address)
+        notify.send(state.encode())
+
+
+def run(config: Config) -> None:
+    """The daemon, until it is told to stop."""
+
+    async def main() -> None:
+        await Daemon(config).run()
+
+    asyncio.run(main())

@@ -1,0 +1,457 @@
+"""The guard of one host: everything that the daemon keeps, and what it does when something happens.
+
+No event loop and no socket to clients in here: spa_server/daemon.py waits and calls. Each method
+reads the clock once, acts and returns; what failed for a while is tried again at the next `tick`.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Final
+
+from keys import schema, serverkey
+from keys.registry import JoinRefusal, Registry
+from keys.tomlfile import FileProblem
+from spa_protocol.knock import Join
+from spa_protocol.layout import EPOCH_S, Address, epoch_of
+from spa_protocol.publickey import Sender
+from spa_protocol.reason import Status
+from spa_server import clock, sessions, trial
+from spa_server.admission import Admission, Tag
+from spa_server.audit.ledger import Ledger, LedgerError
+from spa_server.audit.record import Event, Record
+from spa_server.capture.datagram import Datagram
+from spa_server.capture.nflog import NflogPacket
+from spa_server.config import Config
+from spa_server.connections import ConnectionLog
+from spa_server.directory import Directory
+from spa_server.doorkeeper import Moment
+from spa_server.firewall.elements import TagLease
+from spa_server.firewall.kernel import FirewallError, Gate
+from spa_server.firewall.routes import is_local_unicast
+from spa_server.gatehouse import Gatehouse
+from spa_server.grants import Grant
+from spa_server.hole import Hole
+from spa_server.holekeeper import HoleKeeper
+from spa_server.policy.decide import Question, decide
+from spa_server.policy.load import load_policy
+from spa_server.policy.model import Policy
+from spa_server.reception import Answerer, Joined, Reception
+from spa_server.replay import REMEMBER_US, ReplayWindow
+from spa_server.ruling import Terms
+
+EPOCHS_AHEAD: Final = 1
+_TAGS_AT_ONCE: Final = 1000
+_RETRY_S: Final = 1.0
+_CLOCK_STEP_US: Final = 1_000_000
+_NOT_CONFIRMED: Final = "the new one was not confirmed"
+_BUSY_MS: Final = 1000
+_ADDRESSES_REMEMBERED: Final = 4096
+
+
+class Guard:
+    """Making one reads the configuration's files; Trouble, LedgerError or sqlite3.Error tell what
+    is wrong with them. `answer` sends sealed replies."""
+
+    def __init__(self, config: Config, answer: Answerer) -> None:
+        self.config = config
+        self.policy = load_policy(config.policy)
+        connection = schema.connect(config.database)
+        connection.execute(f"pragma busy_timeout = {_BUSY_MS}")
+        self.registry = Registry(connection)
+        self.ledger = Ledger(
+            connection, self.registry.seen, unrecorded=config.unrecorded, boot_id=clock.boot_id()
+        )
+        self.admission = Admission()
+        self.directory = Directory(self.registry, serverkey.load(config.key), self.admission)
+        self.gate = Gate()
+        self.gatehouse = Gatehouse(config, self.gate)
+        self.keeper = HoleKeeper(self.gate, self.ledger, self._sever, clock.monotonic_s)
+        self.connections = ConnectionLog(self.keeper.book.holders)
+        self.reception = Reception(
+            admission=self.admission,
+            window=ReplayWindow(self.ledger.burned(), self.ledger.floors()),
+            ledger=self.ledger,
+            keeper=self.keeper,
+            owner_of=self.directory.owner,
+            join=self._join,
+            answer=answer,
+            terms=self._terms(),
+            monotonic_s=clock.monotonic_s,
+            freshness_s=config.freshness_s,
+        )
+        self.started_at_us = clock.now_us()
+        self.lost = 0
+        self._unrecorded_floor_us = self.ledger.unrecorded_floor_us()
+        self._data_version = self.ledger.data_version()
+        self._offset_us = clock.offset_us()
+        self._on_trial = self.gatehouse.is_on_trial
+        self._before_trial: Policy | None = None
+        self._local: dict[Address, bool] = {}
+        self._gate_in_doubt = False
+        self._try_again_at_s = 0.0
+
+    def _terms(self) -> Terms:
+        return Terms(self.policy, self.config.shared_sources, is_local_unicast)
+
+    # Beginning and end
+
+    def start(self) -> None:
+        """Takes over from whoever guarded this host before: the gate, and the holes still open."""
+        now_us = clock.now_us()
+        self.directory.load(now_us)
+        self.ledger.end_other_boots(now_us)
+        self.keeper.adopt(self.ledger.live_grants())
+        self.ledger.note([Record(Event.DAEMON_STARTED, now_us)], now_us)
+        self.keeper.expire(now_us)
+        was_loaded = self.gate.is_loaded()
+        self._restore_gate(now_us, None if was_loaded else "it was not loaded at the start")
+        self._end_disallowed(now_us)
+
+    def stop(self) -> None:
+        """The gate stays closed and the holes tick on; only the record is told."""
+        now_us = clock.now_us()
+        self.reception.flush_refusals(now_us)
+        counts = self.connections.further_denied(now_us)
+        self.ledger.note([*counts, Record(Event.DAEMON_STOPPED, now_us)], now_us)
+
+    # What comes
+
+    def hear(self, read: Callable[[int], tuple[list[Datagram], int]]) -> None:
+        """Judges and answers what a capture has read; `read` is handed the time.
+
+        It is read first: what cannot be judged, because the registry cannot be read, is dropped.
+        """
+        datagrams, lost = read(clock.now_us())
+        self.look_around()
+        now_us = clock.now_us()
+        self._note_lost("knock", lost, now_us)
+        if self.config.capture != "nflog":
+            datagrams = [one for one in datagrams if self._is_local(one.target)]
+        floor_us = max(clock.boot_floor_us(self.config.freshness_s), self._unrecorded_floor_us)
+        self.reception.receive(datagrams, Moment(now_us, floor_us))
+
+    def _is_local(self, target: Address) -> bool:
+        """A capture at an interface also yields what is for others. The kernel's rule does not."""
+        if len(self._local) >= _ADDRESSES_REMEMBERED:
+            self._local.clear()
+        known = self._local.get(target)
+        if known is None:
+            known = self._local[target] = is_local_unicast(target)
+        return known
+
+    def connected(self, packets: Sequence[NflogPacket], lost: int) -> None:
+        """Enters connections that the gate let through or severed."""
+        now_us = clock.now_us()
+        self._note_lost("permit", lost, now_us)
+        self.ledger.note(self.connections.permitted(packets, now_us), now_us)
+
+    def denied(self, packets: Sequence[NflogPacket], lost: int) -> None:
+        """Enters connections that the gate turned away."""
+        now_us = clock.now_us()
+        self._note_lost("deny", lost, now_us)
+        records = self.connections.denied(packets, now_us)
+        if records:
+            self.ledger.note(records, now_us)
+
+    def _note_lost(self, what: str, count: int, now_us: int) -> None:
+        if count:
+            self.lost += count
+            detail = {"count": count, "of": what}
+            self.ledger.note([Record(Event.RECORDS_LOST, now_us, detail=detail)], now_us)
+
+    # What changes
+
+    def look_around(self) -> None:
+        """Before each decision: has the clock been set, has the registry been changed?"""
+        known_us, self._offset_us = self._offset_us, clock.offset_us()
+        if _is_step(known_us, self._offset_us):
+            self._clock_was_set(self._offset_us - known_us)
+        version = self.ledger.data_version()
+        if version != self._data_version:
+            self._refresh_directory(clock.now_us())
+            self._data_version = version
+
+    def _clock_was_set(self, by_us: int) -> None:
+        """Every tag in the kernel has a timeout by the old clock: they are laid anew.
+
+        A key that expired by the old clock may be good by the new one.
+        """
+        now_us = clock.now_us()
+        detail = {"by_s": round(by_us / 1_000_000, 3)}
+        self.ledger.note([Record(Event.CLOCK_SET, now_us, detail=detail)], now_us)
+        old = [tag.value for tag in self.admission.tags()]
+        self.admission.drop_all()
+        with self._firewall("the tags"):
+            self.gate.withdraw(old)
+        self.directory.take_back(now_us)
+        for _ in self.load_tags():
+            pass
+
+    def _refresh_directory(self, now_us: int) -> None:
+        refreshed = self.directory.refresh(now_us)
+        with self._firewall("the tags"):
+            self.gate.withdraw(refreshed.withdraw)
+        self._admit(refreshed.admit, now_us)
+        records = [
+            Record(
+                Event.KEYS_CHANGED,
+                change.at_us,
+                identity=change.identity,
+                key_id=change.key_id,
+                reason=change.action,
+                detail={"actor": change.actor, "detail": change.detail},
+            )
+            for change in refreshed.changes
+        ]
+        if records:
+            self.ledger.note(records, now_us)
+        self._end_disallowed(now_us)
+
+    def reload(self, *, gate_too: bool = False) -> None:
+        """Reads the policy anew. One that is not sound changes nothing and raises FileProblem.
+
+        `gate_too` puts the gate in force even where it is not wanted yet, and raises FirewallError
+        where that cannot be done.
+        """
+        now_us = clock.now_us()
+        try:
+            policy = load_policy(self.config.policy)
+        except FileProblem as problem:
+            record = Record(Event.POLICY_REFUSED, now_us, reason=str(problem))
+            self.ledger.note([record], now_us)
+            raise
+        if self.gatehouse.is_on_trial and not self._on_trial:
+            self._on_trial, self._before_trial = True, self.policy
+        self._put_in_force(policy, None, gate_too=gate_too)
+        if gate_too and self._gate_in_doubt:
+            raise FirewallError("the gate could not be loaded; the record says why")
+
+    def confirm(self) -> None:
+        """The trial is over: what is in force stays."""
+        self._on_trial, self._before_trial = False, None
+
+    def take_back(self) -> None:
+        """The trial is over and nobody confirmed it: what was before it is in force again.
+
+        Where this daemon began during the trial, that is the gate alone; knocks are judged by the
+        policy as it is until it is reloaded.
+        """
+        before, begun = self._before_trial, trial.waiting(self.config)
+        self.confirm()
+        if before is not None:
+            self._put_in_force(before, _NOT_CONFIRMED)
+        elif begun is not None and begun.before is not None:
+            self.gatehouse.held = begun.before
+            self._restore_gate(clock.now_us(), _NOT_CONFIRMED)
+
+    def _put_in_force(self, policy: Policy, why: str | None, *, gate_too: bool = False) -> None:
+        now_us = clock.now_us()
+        self.policy = policy
+        self.reception.terms = self._terms()
+        self.gatehouse.held = None
+        self.ledger.note([Record(Event.POLICY_LOADED, now_us, reason=why)], now_us)
+        if gate_too or self.gatehouse.is_wanted:
+            self._apply_gate(now_us, None)
+        self._end_disallowed(now_us)
+
+    def ruleset_changed(self) -> None:
+        """Somebody touched our table, or flushed the ruleset: the gate, holes and tags go back."""
+        now_us = clock.now_us()
+        if self.gatehouse.is_wanted:
+            self._restore_gate(now_us, "somebody changed the ruleset")
+            return
+        self._gate_in_doubt = False
+        self.confirm()
+        if not self.gate.is_loaded():
+            record = Record(Event.GATE_REMOVED, now_us, reason="as the operator asked")
+            self.ledger.note([record], now_us)
+
+    def routes_changed(self) -> None:
+        """The outer interfaces, and this host's addresses, may be others now."""
+        self._local.clear()
+        if self.gatehouse.is_wanted and self.gatehouse.is_out_of_date(self.policy):
+            self._restore_gate(clock.now_us(), None)
+
+    def _restore_gate(self, now_us: int, why: str | None) -> None:
+        if self.gatehouse.is_wanted:
+            self._apply_gate(now_us, why)
+        else:
+            self._gate_in_doubt = False
+
+    def _apply_gate(self, now_us: int, why: str | None) -> None:
+        """Gate, then holes, then tags: closed first, then those who are in, then those who come."""
+        with self._firewall("the gate"):
+            self.gatehouse.apply(self.policy)
+            opened, closed = self.keeper.sync()
+            self._gate_in_doubt = False
+            event = Event.GATE_APPLIED if why is None else Event.GATE_RESTORED
+            detail = {"holes_opened": len(opened), "holes_closed": len(closed)}
+            self.ledger.note([Record(event, now_us, reason=why, detail=detail)], now_us)
+        self._admit(self.admission.tags(), now_us)
+
+    # Time
+
+    def next_wake_s(self) -> float:
+        """Until when nothing has to be done by itself, in seconds of CLOCK_MONOTONIC."""
+        now_us, now_s = clock.now_us(), clock.monotonic_s()
+        moments_us = [(epoch_of(now_us) + 1) * EPOCH_S * 1_000_000]
+        expiry_us = self.directory.next_expiry_us()
+        moments_us += [] if expiry_us is None else [expiry_us]
+        tallies = (self.reception.refusals, self.connections.denials)
+        moments_us += [due for tally in tallies if (due := tally.due_at_us()) is not None]
+        wakes_s = [now_s + max(0, moment_us - now_us) / 1_000_000 for moment_us in moments_us]
+        end_s = self.keeper.book.next_end_s()
+        wakes_s += [] if end_s is None else [end_s]
+        if self._gate_in_doubt or self.keeper.in_doubt or self.ledger.is_behind:
+            wakes_s.append(self._try_again_at_s)
+        return min(wakes_s)
+
+    def tick(self) -> None:
+        """Does what is due."""
+        self.look_around()
+        now_us = clock.now_us()
+        self.keeper.expire(now_us)
+        expiry_us = self.directory.next_expiry_us()
+        if expiry_us is not None and expiry_us <= now_us:
+            self._refresh_directory(now_us)
+        self._note_counts(now_us)
+        self._recover(now_us)
+
+    def _note_counts(self, now_us: int) -> None:
+        if self.reception.refusals.is_due(now_us):
+            self.reception.flush_refusals(now_us)
+        if self.connections.denials.is_due(now_us):
+            self.ledger.note(self.connections.further_denied(now_us), now_us)
+
+    def _recover(self, now_us: int) -> None:
+        """What failed is tried again, until the fault is gone."""
+        self._try_again_at_s = clock.monotonic_s() + _RETRY_S
+        if self._gate_in_doubt:
+            self._restore_gate(now_us, "it could not be loaded before")
+        elif self.keeper.in_doubt:
+            with self._firewall("the holes"):
+                self.keeper.sync()
+        if self.ledger.is_behind:
+            self.ledger.note([], now_us)
+
+    def needs_tags(self) -> bool:
+        """Whether a tag epoch has begun whose successors are not loaded.
+
+        Not while the clock has been set and nobody has looked: then all tags are laid anew.
+        """
+        if _is_step(self._offset_us, clock.offset_us()):
+            return False
+        return bool(self.admission.missing_epochs(clock.now_us(), EPOCHS_AHEAD))
+
+    def load_tags(self) -> Iterator[None]:
+        """Loads what is missing, a thousand tags at a time, and forgets what is over.
+
+        It ends early when the clock is set in a pause: by the new one, other tags are missing.
+        """
+        laid_by_us = self._offset_us
+        now_us = clock.now_us()
+        self.admission.drop_outside(now_us, EPOCHS_AHEAD)
+        for epoch in self.admission.missing_epochs(now_us, EPOCHS_AHEAD):
+            tags = self.admission.load(epoch)
+            while chunk := list(islice(tags, _TAGS_AT_ONCE)):
+                self._admit(chunk, clock.now_us())
+                yield
+                if _is_step(laid_by_us, clock.offset_us()):
+                    return
+        self._forget_old(now_us)
+
+    def _forget_old(self, now_us: int) -> None:
+        floors = self.reception.window.forget(now_us)
+        try:
+            self.ledger.forget(now_us - REMEMBER_US, floors)
+        except LedgerError as error:
+            record = Record(Event.RECORDS_LOST, now_us, reason=str(error))
+            self.ledger.note([record], now_us)
+
+    # Holes
+
+    def end(self, grants: Sequence[Grant], why: str) -> int:
+        """Ends grants at an operator's wish; how many. Raises FirewallError."""
+        self.keeper.end(grants, why, clock.now_us())
+        return len(grants)
+
+    def _sever(self, holes: Sequence[Hole]) -> int:
+        """Where it fails, the kernel's rule still stops the packets of these sessions."""
+        try:
+            return sessions.sever(holes)
+        except sessions.SessionsError as error:
+            now_us = clock.now_us()
+            record = Record(Event.CONNECTION_SEVERED, now_us, reason=f"failed: {error}")
+            self.ledger.note([record], now_us)
+            return 0
+
+    def _end_disallowed(self, now_us: int) -> None:
+        """Ends what the registry and the policy, as they are now, would not grant."""
+        for why, grants in self._disallowed().items():
+            with self._firewall("the holes"):
+                self.keeper.end(grants, why, now_us)
+
+    def _disallowed(self) -> dict[str, list[Grant]]:
+        ended: dict[str, list[Grant]] = {}
+        for grant in self.keeper.book:
+            why = self._why_not(grant)
+            if why is not None:
+                ended.setdefault(why, []).append(grant)
+        return ended
+
+    def _why_not(self, grant: Grant) -> str | None:
+        owner = self.directory.owner(grant.key_id)
+        if owner is None:
+            return "the key was revoked or has expired"
+        once = grant.once
+        question = Question(owner.roles, grant.source, grant.access, once=once)
+        allowed = decide(self.policy, self.config.shared_sources, question).granted
+        return None if allowed else "the policy or the roles no longer allow it"
+
+    # The firewall, which may fail
+
+    def _admit(self, tags: Iterable[Tag], now_us: int) -> None:
+        leases = (TagLease(tag.value, max(1, (tag.until_us - now_us) // 1000)) for tag in tags)
+        with self._firewall("the tags"):
+            self.gate.admit(leases)
+
+    @contextmanager
+    def _firewall(self, what: str) -> Iterator[None]:
+        """A failure is recorded once, and tried again at each tick until it is gone."""
+        try:
+            yield
+        except FirewallError as error:
+            if not self._gate_in_doubt:
+                now_us = clock.now_us()
+                record = Record(Event.GATE_FAILED, now_us, reason=f"{what}: {error}")
+                self.ledger.note([record], now_us)
+            self._gate_in_doubt = True
+
+    # Joining
+
+    def _join(self, sender: Sender, request: Join, now_us: int) -> Joined:
+        """Enrols the key that an invite brings (docs/protocol.md section 4.4)."""
+        invite_id, key_id = sender.key_id, request.key.key_id
+        detail = {"invite": invite_id}
+        try:
+            joined = self.registry.redeem(invite_id, request.key, now_us)
+        except sqlite3.Error as error:
+            record = Record(Event.JOIN_REFUSED, now_us, reason=str(error), detail=detail)
+            return Joined(Status.UNAVAILABLE, "try again; the record says why", record)
+        if isinstance(joined, JoinRefusal):
+            record = Record(
+                Event.JOIN_REFUSED, now_us, key_id=key_id, reason=joined.value, detail=detail
+            )
+            return Joined(Status.JOIN_REFUSED, joined.value, record)
+        self._refresh_directory(now_us)
+        record = Record(
+            Event.JOIN_ACCEPTED, now_us, identity=joined.identity, key_id=key_id, detail=detail
+        )
+        return Joined(Status.JOINED, f"welcome, {joined.identity}", record)
+
+
+def _is_step(offset_us: int, later_offset_us: int) -> bool:
+    """Whether the wall clock was set between two readings of its offset, and not only slewed."""
+    return abs(later_offset_us - offset_us) > _CLOCK_STEP_US

@@ -1,0 +1,111 @@
+"""What an operator may ask a running daemon: the handlers behind the control socket."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from keys.when import rfc3339
+from spa_protocol import __version__
+from spa_server import clock
+from spa_server.control import Handler
+from spa_server.firewall.elements import LiveHole
+from spa_server.grants import Grant
+from spa_server.guard import Guard
+from spa_server.hole import Hole
+
+
+def handlers(guard: Guard, after: Callable[[], None]) -> dict[str, Handler]:
+    """One handler for each `do`. `after` lets the daemon set its timer anew."""
+
+    def acting(act: Callable[[Guard, dict[str, Any]], dict[str, Any]]) -> Handler:
+        def handle(request: dict[str, Any]) -> dict[str, Any]:
+            guard.look_around()
+            try:
+                return act(guard, request)
+            finally:
+                after()
+
+        return handle
+
+    return {
+        "status": acting(_status),
+        "holes": acting(_holes),
+        "close": acting(_close),
+        "reload": acting(_reload),
+        "confirm": acting(_confirm),
+        "take-back": acting(_take_back),
+        "reload-keys": acting(lambda _guard, _request: {}),
+    }
+
+
+def _status(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
+    is_loaded = guard.gate.is_loaded()
+    counters = guard.gate.counters() if is_loaded else {}
+    return {
+        "version": __version__,
+        "pid": os.getpid(),
+        "started_at": rfc3339(guard.started_at_us),
+        "now": rfc3339(clock.now_us()),
+        "knock_port": guard.config.knock_port,
+        "capture": guard.config.capture,
+        "gate": "loaded" if is_loaded else "not loaded",
+        "keys_heard": len(guard.admission),
+        "grants": len(guard.keeper.book),
+        "holes": len(guard.keeper.book.holes()),
+        "roles": len(guard.policy.roles),
+        "remembered": len(guard.reception.window),
+        **{name: count.packets for name, count in sorted(counters.items())},
+        "lost": guard.lost,
+        "record": "behind" if guard.ledger.is_behind else "written",
+    }
+
+
+def _holes(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
+    live = {found.hole: found for found in guard.gate.live_holes()}
+    return {"holes": [_hole(grant, live) for grant in guard.keeper.book]}
+
+
+def _hole(grant: Grant, live: dict[Hole, LiveHole]) -> dict[str, Any]:
+    found = [live[hole] for hole in grant.holes if hole in live]
+    return {
+        "grant": grant.grant_id,
+        "identity": grant.identity,
+        "key_id": grant.key_id,
+        "source": str(grant.source),
+        "target": str(grant.target),
+        "access": str(grant.access),
+        "rule": grant.rule,
+        "once": grant.once,
+        "sessions": grant.sessions.value,
+        "opened_at": rfc3339(grant.opened_at_us),
+        "expires_at": rfc3339(grant.expires_at_us),
+        "remaining_s": round(max(0.0, grant.ends_at_s - clock.monotonic_s()), 1),
+        "open": bool(found),
+        "packets": sum(hole.packets for hole in found),
+    }
+
+
+def _close(guard: Guard, request: dict[str, Any]) -> dict[str, Any]:
+    wanted = set(request.get("grants", ()))
+    identity = request.get("identity")
+    grants = guard.keeper.book.where(
+        lambda grant: (
+            bool(request.get("all")) or grant.grant_id in wanted or grant.identity == identity
+        )
+    )
+    return {"closed": guard.end(grants, "closed by the operator")}
+
+
+def _reload(guard: Guard, request: dict[str, Any]) -> dict[str, Any]:
+    guard.reload(gate_too=bool(request.get("gate")))
+    return {"roles": len(guard.policy.roles)}
+
+
+def _confirm(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
+    guard.confirm()
+    return {}
+
+
+def _take_back(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
+    guard.take_back()
+    return {"roles": len(guard.policy.roles)}

@@ -1,0 +1,258 @@
+"""The reception: what is done with a batch of datagrams, in the one order that is safe.
+
+    judge -> rule -> commit (burned, grants, record) -> open the holes -> answer
+
+1.  A request is judged against everything before it in the same batch: a copy is a replay.
+2.  Nothing opens and no byte is answered before the ledger has committed.
+3.  Where the ledger or the firewall fails, nothing is granted, the answer says unavailable, the
+    record says why, and the daemon lives.
+4.  A close or a join acts on what came before it, so it is settled by itself, in its turn.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from spa_protocol.knock import Close, Join, Knock
+from spa_protocol.layout import DEFAULT_FRESHNESS_S
+from spa_protocol.publickey import Sender
+from spa_protocol.reason import Reason, Status
+from spa_protocol.reply import Reply
+from spa_server import ruling as rulings
+from spa_server.admission import Admission
+from spa_server.audit import wording
+from spa_server.audit.ledger import Batch, Ledger, LedgerError
+from spa_server.audit.record import Event, Record
+from spa_server.capture.datagram import Datagram
+from spa_server.doorkeeper import Moment, Verdict, judge
+from spa_server.firewall.kernel import FirewallError
+from spa_server.grants import Grant
+from spa_server.holekeeper import HoleKeeper
+from spa_server.replay import ReplayWindow
+from spa_server.ruling import Owner, Ruling, Terms
+from spa_server.tally import Tally
+
+
+class Answerer(Protocol):
+    """Sends a sealed reply to where a datagram came from."""
+
+    def __call__(self, reply: Reply, sender: Sender, request_nonce: bytes, to: Datagram) -> None:
+        """Never raises: a client that cannot be reached is its own trouble."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What became of a join: the answer's status and message, and the record of it."""
+
+    status: Status
+    message: str
+    record: Record
+
+
+@dataclass(slots=True)
+class _Case:
+    """One datagram on its way through a batch."""
+
+    datagram: Datagram
+    verdict: Verdict
+    owner: Owner | None = None
+    ruling: Ruling | None = None
+    grants: list[Grant] = field(default_factory=list)
+    reply: Reply | None = None
+
+    @property
+    def settles_alone(self) -> bool:
+        """Rule 4."""
+        knock = self.verdict.knock
+        return self.verdict.reason is None and isinstance(knock and knock.request, (Close, Join))
+
+
+@dataclass(slots=True)
+class Reception:
+    """Everything that a batch of datagrams is held against, and everyone who is told of it."""
+
+    admission: Admission
+    window: ReplayWindow
+    ledger: Ledger
+    keeper: HoleKeeper
+    owner_of: Callable[[str], Owner | None]
+    join: Callable[[Sender, Join, int], Joined]
+    answer: Answerer
+    terms: Terms
+    monotonic_s: Callable[[], float]
+    freshness_s: float = DEFAULT_FRESHNESS_S
+    refusals: Tally[tuple[str, str, str]] = field(default_factory=Tally)
+
+    def receive(self, datagrams: Sequence[Datagram], moment: Moment) -> None:
+        """A whole batch: one commit and one firewall transaction for as much as rule 4 allows."""
+        waiting: list[_Case] = []
+        for datagram in datagrams:
+            case = self._judge(datagram, moment)
+            if case.settles_alone:
+                self._settle(waiting, moment.now_us)
+                self._settle_alone(case, moment.now_us)
+                waiting = []
+            else:
+                waiting.append(case)
+        self._settle(waiting, moment.now_us)
+
+    def _judge(self, datagram: Datagram, moment: Moment) -> _Case:
+        verdict = judge(datagram, moment, self.admission.find, self.window, self.freshness_s)
+        if verdict.burn is not None:
+            self.window.add(verdict.burn)
+        return _Case(datagram, verdict)
+
+    def _settle(self, cases: list[_Case], now_us: int) -> None:
+        if not cases:
+            return
+        batch = Batch()
+        for case in cases:
+            self._rule(case, batch, now_us)
+        try:
+            self.ledger.commit(batch, now_us)
+            self._open(cases, now_us)
+        except LedgerError as error:
+            self._make_unavailable(cases, f"the ledger: {error}", now_us)
+        for case in cases:
+            self._answer(case)
+
+    def _rule(self, case: _Case, batch: Batch, now_us: int) -> None:
+        verdict = case.verdict
+        knock, reason = verdict.knock, verdict.reason
+        if verdict.burn is not None:
+            batch.burned.append(verdict.burn)
+            batch.flushed |= reason is Reason.AHEAD
+        if knock is None or reason is not None:
+            batch.records += self._refusal(case, now_us)
+            if knock is not None and reason is not None:
+                case.reply = rulings.clock_reply(knock, reason, case.datagram, now_us)
+            return
+        case.owner = self.owner_of(knock.sender.key_id)
+        if case.owner is None or not isinstance(knock.request, Knock):
+            return
+        case.ruling = rulings.rule(knock.request, case.datagram, case.owner, self.terms, now_us)
+        case.reply = rulings.ruling_reply(case.ruling, case.datagram, now_us)
+        case.grants = self._grants(case.owner, case.ruling, now_us)
+        batch.grants += case.grants
+        batch.seen.append((case.owner.key_id, now_us))
+        batch.records += wording.ruled(case.owner, case.ruling, case.grants, case.datagram, now_us)
+
+    def _grants(self, owner: Owner, ruling: Ruling, now_us: int) -> list[Grant]:
+        now_s = self.monotonic_s()
+        return [
+            Grant(
+                grant_id=self.ledger.next_grant_id(),
+                key_id=owner.key_id,
+                identity=owner.identity,
+                rule=decision.rule.path,
+                source=ruling.source,
+                target=ruling.target,
+                access=access,
+                once=decision.once,
+                sessions=decision.rule.sessions,
+                opened_at_us=now_us,
+                expires_at_us=now_us + decision.lifetime_s * 1_000_000,
+                ends_at_s=now_s + decision.lifetime_s,
+            )
+            for access, decision in ruling.decisions
+            if decision.rule is not None
+        ]
+
+    def _open(self, cases: list[_Case], now_us: int) -> None:
+        grants = [grant for case in cases for grant in case.grants]
+        if not grants:
+            return
+        try:
+            self.keeper.open(grants)
+        except FirewallError as error:
+            ended = [(grant, "failed") for grant in grants]
+            self._make_unavailable(cases, f"the firewall: {error}", now_us, ended)
+
+    def _make_unavailable(
+        self,
+        cases: list[_Case],
+        why: str,
+        now_us: int,
+        ended: Sequence[tuple[Grant, str]] = (),
+    ) -> None:
+        """Rule 3: whoever was to be granted something is told that it cannot be had now."""
+        records = []
+        for case in cases:
+            if not case.grants or case.owner is None or case.ruling is None:
+                continue
+            accesses = [access for access, _ in case.ruling.decisions]
+            case.reply = rulings.unavailable_reply(accesses, case.datagram, now_us)
+            case.grants = []
+            records.append(wording.unavailable(case.owner, case.ruling, why, now_us))
+        self.ledger.note(records, now_us, ended)
+
+    def _settle_alone(self, case: _Case, now_us: int) -> None:
+        knock = case.verdict.knock
+        if knock is None or case.verdict.burn is None:
+            return
+        if isinstance(knock.request, Join):
+            self._settle_join(case, knock.sender, knock.request, now_us)
+        elif isinstance(knock.request, Close):
+            self._settle_close(case, knock.sender.key_id, knock.request, now_us)
+        self._answer(case)
+
+    def _settle_join(self, case: _Case, sender: Sender, request: Join, now_us: int) -> None:
+        batch = Batch(burned=[case.verdict.burn] if case.verdict.burn else [])
+        try:
+            self.ledger.commit(batch, now_us)
+        except LedgerError:
+            case.reply = rulings.unavailable_reply((), case.datagram, now_us)
+            return
+        joined = self.join(sender, request, now_us)
+        case.reply = rulings.plain_reply(joined.status, joined.message, case.datagram, now_us)
+        self.ledger.note([joined.record], now_us)
+
+    def _settle_close(self, case: _Case, key_id: str, request: Close, now_us: int) -> None:
+        case.owner = self.owner_of(key_id)
+        if case.owner is None:
+            return
+        source, target = rulings.ends(request, case.datagram)
+        grants = self.keeper.book.where(
+            lambda grant: (
+                grant.key_id == key_id
+                and (grant.source, grant.target) == (source, target)
+                and any(grant.access in access for access in request.accesses)
+            )
+        )
+        batch = Batch(burned=[case.verdict.burn] if case.verdict.burn else [])
+        batch.seen.append((key_id, now_us))
+        asked = wording.texts(request.accesses)
+        record = wording.about(
+            Event.CLOSE_ASKED, case.owner, (source, target), now_us, access=asked
+        )
+        batch.records.append(record)
+        case.reply = rulings.closed_reply(request, len(grants), case.datagram, now_us)
+        try:
+            self.ledger.commit(batch, now_us)
+            self.keeper.end(grants, "closed by its owner", now_us)
+        except (LedgerError, FirewallError):
+            case.reply = rulings.unavailable_reply(request.accesses, case.datagram, now_us)
+
+    def _refusal(self, case: _Case, now_us: int) -> list[Record]:
+        """What anybody could send in numbers is not written one by one: the tally counts it."""
+        verdict, datagram = case.verdict, case.datagram
+        key_id = verdict.sender.key_id if verdict.sender else ""
+        kind = (str(verdict.reason), key_id, str(datagram.source))
+        if verdict.knock is None and not self.refusals.is_first(kind, now_us):
+            return []
+        return [wording.not_accepted(verdict, datagram, self.owner_of(key_id), now_us)]
+
+    def flush_refusals(self, now_us: int) -> None:
+        """Records how many more there were of what the tally held back."""
+        further, beyond = self.refusals.take()
+        records = [wording.further(*kind, count, now_us) for kind, count in further.items()]
+        if beyond:
+            records.append(wording.further("many kinds", "", "", beyond, now_us))
+        if records:
+            self.ledger.note(records, now_us)
+
+    def _answer(self, case: _Case) -> None:
+        knock = case.verdict.knock
+        if case.reply is None or knock is None or not knock.request.reply_wanted:
+            return
+        self.answer(case.reply, knock.sender, knock.nonce, case.datagram)

@@ -1,0 +1,101 @@
+"""Setting up a host: the files that `spa-server init` makes, each only where it is missing."""
+
+import os
+import pwd
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from keys import schema, serverkey
+from keys.registry import Registry
+from keys.serverkey import ServerKey
+from spa_protocol.keytext import Endpoint, ServerLine
+from spa_server.config import CONFIG_PATH, Config, load_config
+
+DAEMON_USER: Final = "spa"
+
+_USUAL: Final = """\
+# How this host is guarded. Every key has a default, shown here; see spa-server(8).
+# policy = "/etc/spa/policy.toml"
+# key = "/etc/spa/server.key"
+# database = "/var/lib/spa/spa.db"
+# control = "/run/spa/control.sock"
+"""
+_ELSEWHERE: Final = """\
+# How this host is guarded; see spa-server(8). Paths are relative to this file.
+policy = "policy.toml"
+key = "server.key"
+database = "spa.db"
+control = "control.sock"
+"""
+_REST: Final = """\
+# knock_port = 62201
+# capture = "nflog"             # or "interface:eth0"
+# outer = ["eth0"]              # left out: the interfaces that have a default route
+# shared_sources = []           # addresses behind which many stand; no hole is opened for them
+# freshness = "30s"             # how far a client's clock may be from this one's
+"""
+_POLICY: Final = """\
+# Who may reach what: roles are given to people with `spa-keys grant`; see spa-policy(5).
+# What no role allows is denied.
+
+[services]
+ssh = "tcp/22"
+
+[roles.admin]
+description = "Operators of this host"
+[[roles.admin.allow]]
+services = ["ssh"]
+# from = ["10.20.0.0/16"]       # left out: from anywhere
+lifetime = "30s"                # how long the port is open to a knock; the session lives on
+max_lifetime = "8h"
+"""
+
+
+def initialise(config_path: Path | None) -> Iterator[str]:
+    """Makes what is missing, and says what it made, a line each."""
+    path = config_path or CONFIG_PATH
+    head = _USUAL if path == CONFIG_PATH else _ELSEWHERE
+    if _write_new(path, head + _REST):
+        yield f"made {path}"
+    config = load_config(path)
+    if _write_new(config.policy, _POLICY):
+        yield f"made {config.policy}: the role admin may reach ssh"
+    if not config.key.exists():
+        serverkey.save(serverkey.generate(), config.key)
+        _give_to_daemon(config.key)
+        yield f"made {config.key}: the server's private key"
+    if not config.database.exists():
+        Registry(schema.connect(config.database)).close()
+        _give_to_daemon(config.database.parent)
+        _give_to_daemon(config.database)
+        yield f"made {config.database}: the registry and the record"
+
+
+def server_line(config: Config, endpoint: Endpoint | None) -> ServerLine:
+    """The line that clients put into their configuration. Raises KeyFileError."""
+    key: ServerKey = serverkey.load(config.key)
+    where = endpoint or Endpoint(socket.getfqdn(), config.knock_port)
+    return ServerLine(key.public, where)
+
+
+def _write_new(path: Path, text: str) -> bool:
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _give_to_daemon(path: Path) -> None:
+    """So that the unprivileged daemon can read what root has made."""
+    if os.geteuid() != 0:
+        return
+    with suppress(KeyError):
+        user = pwd.getpwnam(DAEMON_USER)
+        shutil.chown(path, user.pw_uid, user.pw_gid)

@@ -1,0 +1,211 @@
+"""`spa-server check`: each thing that does not fit is found under its name, with what to do."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from keys import identity
+from keys.registry import Registry
+from spa_server import check
+from spa_server.check import Finding, Severity
+from spa_server.config import Config, load_config
+from tests.test_policy import policy
+from tests.world import NOW_US, SECOND
+
+POLICY = """
+[services]
+ssh = "tcp/22"
+around-ssh = "tcp/20-30"
+near-ssh = ["tcp/21", "tcp/23", "udp/22"]
+postgres = "tcp/5432"
+[roles.ops]
+[[roles.ops.allow]]
+services = ["ssh"]
+[roles.dba]
+[[roles.dba.allow]]
+services = ["postgres"]
+[roles.wide]
+[[roles.wide.allow]]
+services = ["around-ssh"]
+[roles.near]
+[[roles.near.allow]]
+services = ["near-ssh"]
+[roles.nothing]
+"""
+OPEN_SSH = POLICY + '[[always_open]]\nservices = ["ssh"]\nfrom = ["10.9.0.0/24"]\n'
+
+
+class People:
+    """A registry, and what is found about the people in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.registry = Registry(path)
+
+    def enrol(self, name: str, *roles: str, expires_at_us: int | None = None) -> str:
+        key = identity.generate().public
+        self.registry.enroll(
+            name,
+            key,
+            comment="",
+            roles=roles,
+            expires_at_us=expires_at_us,
+            now_us=NOW_US,
+            actor="root",
+        )
+        return key.key_id
+
+    def findings(self, text: str = POLICY, now_us: int = NOW_US) -> list[Finding]:
+        return list(check.check_people(policy(text), self.registry, now_us))
+
+    def names(self, text: str = POLICY, now_us: int = NOW_US) -> list[str]:
+        return [finding.name for finding in self.findings(text, now_us)]
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Iterator[People]:
+    made = People(tmp_path / "spa.db")
+    yield made
+    made.registry.close()
+
+
+def test_nothing_is_found_where_somebody_reaches_ssh(people: People) -> None:
+    people.enrol("alice", "ops")
+    people.enrol("bob", "dba")
+    assert people.findings() == []
+
+
+def test_nobody_is_enrolled(people: People) -> None:
+    (finding,) = people.findings()
+    assert (finding.name, finding.severity) == ("nobody-enrolled", Severity.ERROR)
+    assert finding.advice.startswith("spa-keys enroll ")
+
+
+@pytest.mark.parametrize("how", ["revoked", "expired"])
+def test_keys_that_work_no_more_do_not_count(people: People, how: str) -> None:
+    people.enrol("alice", "ops", expires_at_us=NOW_US + SECOND)
+    assert people.names() == []
+    if how == "revoked":
+        people.registry.revoke("alice", now_us=NOW_US, actor="root")
+    later_us = NOW_US + (2 * SECOND if how == "expired" else 0)
+    assert people.names(now_us=later_us) == ["nobody-enrolled"]
+
+
+@pytest.mark.parametrize("roles", ["", "dba", "near", "nothing", "dba near nothing"])
+def test_nobody_reaches_ssh(people: People, roles: str) -> None:
+    """Neither by no role, nor by one for other ports, nor for udp/22."""
+    people.enrol("alice", *roles.split())
+    (finding,) = people.findings()
+    assert (finding.name, finding.severity) == ("nobody-reaches-ssh", Severity.ERROR)
+    assert "tcp/22" in finding.what
+
+
+@pytest.mark.parametrize("roles", ["ops", "wide", "dba ops"])
+def test_one_who_reaches_ssh_is_enough(people: People, roles: str) -> None:
+    people.enrol("alice", *roles.split())
+    people.enrol("bob", "dba")
+    assert people.names() == []
+
+
+def test_one_who_would_reach_ssh_but_has_no_key_is_not(people: People) -> None:
+    people.enrol("alice", "ops")
+    people.enrol("bob", "dba")
+    people.registry.revoke("alice", now_us=NOW_US, actor="root")
+    assert people.names() == ["nobody-reaches-ssh"]
+
+
+def test_ssh_that_is_always_open_needs_nobody(people: People) -> None:
+    people.enrol("bob", "dba")
+    assert people.names(OPEN_SSH) == []
+
+
+def test_a_role_that_the_policy_does_not_define(people: People) -> None:
+    """Perhaps a misspelt one, perhaps one that was renamed: it allows nothing."""
+    people.enrol("alice", "ops", "opps", "dbb")
+    people.enrol("bob", "dba")
+    first, second = people.findings()
+    assert {first.name, second.name} == {"unknown-role"}
+    assert first.severity is Severity.WARNING
+    assert first.what == "alice has the role dbb, which the policy does not define"
+    assert second.advice == "define it, or: spa-keys ungrant alice opps"
+
+
+def test_a_key_whose_row_is_not_whole(people: People) -> None:
+    people.enrol("alice", "ops")
+    torn = people.enrol("bob", "dba")
+    with closing(sqlite3.connect(people.path)) as connection, connection:
+        connection.execute("update key set agreement = x'00' where key_id = ?", [torn])
+    (finding,) = people.findings()
+    assert (finding.name, finding.severity) == ("broken-key", Severity.WARNING)
+    assert finding.what.startswith(f"the key {torn} cannot be used: ")
+
+
+# The gate
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    file = tmp_path / "server.toml"
+    file.write_text('database = "spa.db"\ncontrol = "control.sock"\n')
+    return load_config(file)
+
+
+def gate_findings(config: Config, *, is_loaded: bool) -> list[tuple[str, Severity]]:
+    found = check.check_gate(config, is_loaded=is_loaded)
+    return [(finding.name, finding.severity) for finding in found]
+
+
+def test_the_gate_is_not_loaded(config: Config) -> None:
+    """Not even where it is wanted: then a reboot or a stranger has taken it away."""
+    assert gate_findings(config, is_loaded=False) == [("gate-not-loaded", Severity.ERROR)]
+    config.gate_wanted.touch()
+    assert gate_findings(config, is_loaded=False) == [("gate-not-loaded", Severity.ERROR)]
+
+
+def test_the_gate_is_not_confirmed(config: Config) -> None:
+    assert gate_findings(config, is_loaded=True) == [("gate-not-confirmed", Severity.WARNING)]
+
+
+def test_another_gate_is_on_trial_where_one_was_in_force_for_good(config: Config) -> None:
+    config.gate_wanted.touch()
+    config.gate_pending.touch()
+    assert gate_findings(config, is_loaded=True) == [("gate-not-confirmed", Severity.WARNING)]
+
+
+def test_the_gate_is_in_force_for_good(config: Config) -> None:
+    config.gate_wanted.touch()
+    assert gate_findings(config, is_loaded=True) == []
+
+
+def test_every_finding_has_a_name_of_its_own_and_advice(people: People, config: Config) -> None:
+    """Whoever watches hosts filters by the names; they do not change."""
+    findings = people.findings()
+    people.enrol("alice", "other")
+    findings += people.findings()
+    findings += check.check_gate(config, is_loaded=False)
+    findings += check.check_gate(config, is_loaded=True)
+    names = [finding.name for finding in findings]
+    assert len(set(names)) == len(names) == 5
+    assert all(finding.advice and finding.what for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("ports", "names"),
+    [
+        (range(32768, 61000), []),
+        (range(5000, 6000), ["cut-among-own-ports"]),
+        (range(5432, 5433), ["cut-among-own-ports"]),
+        (range(1024, 5432), []),
+    ],
+)
+def test_a_cut_port_among_those_of_outgoing_connections(ports: range, names: list[str]) -> None:
+    cut = POLICY.replace('services = ["postgres"]', 'services = ["postgres"]\nsessions = "cut"')
+    assert [finding.name for finding in check.check_cut(policy(cut), ports)] == names
+    assert list(check.check_cut(policy(POLICY), ports)) == []
+
+
+def test_the_ports_of_outgoing_connections_are_those_of_this_host() -> None:
+    assert 1 <= check.own_ports().start < check.own_ports().stop <= 65536

@@ -1,0 +1,113 @@
+"""Connections as the gate logs them: whose each one is (spa_server/connections.py)."""
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.sctp import SCTP
+from scapy.packet import Packet, Raw
+
+from spa_protocol.access import Access
+from spa_server.audit.record import Event
+from spa_server.capture.nflog import NflogPacket
+from spa_server.connections import ConnectionLog, Flow, parse_flow
+from spa_server.grants import Grant, GrantBook
+from tests.test_grants import BASE
+from tests.world import NOW_US
+
+
+def logged(packet: Packet, prefix: str = "permit", size: int = 128) -> NflogPacket:
+    """The packet as the kernel hands it over: cut after some bytes."""
+    return NflogPacket(prefix, bytes(packet)[:size], 1)
+
+
+SSH = IP(src="10.0.0.9", dst="10.0.0.1") / TCP(sport=40000, dport=22, flags="S")
+
+
+@pytest.mark.parametrize(
+    ("packet", "access"),
+    [
+        (SSH, "tcp/22"),
+        (IP(options=b"\x01" * 8) / UDP(sport=40000, dport=53) / Raw(bytes(900)), "udp/53"),
+        (IPv6() / TCP(sport=40000, dport=443), "tcp/443"),
+        (IPv6() / UDP(sport=40000, dport=65535) / Raw(bytes(1200)), "udp/65535"),
+        (IP() / SCTP(sport=40000, dport=5000), "sctp/5000"),
+        (IP(proto=33) / Raw(b"\x9c\x40\x00\x07"), "dccp/7"),
+        (IP(proto=136) / Raw(b"\x9c\x40\x00\x08"), "udplite/8"),
+    ],
+)
+def test_a_flow_is_read_from_a_packet_that_was_cut_short(packet: Packet, access: str) -> None:
+    flow = parse_flow(bytes(packet)[:100])
+    assert flow is not None
+    assert (flow.access, flow.source_port) == (access, 40000)
+
+
+def test_what_has_no_ports_is_no_flow() -> None:
+    for packet in (b"", b"\x45", bytes(SSH)[:22], bytes(IP(proto=1) / Raw(bytes(8)))):
+        assert parse_flow(packet) is None
+
+
+@given(st.binary(max_size=80))
+def test_no_bytes_raise(packet: bytes) -> None:
+    flow = parse_flow(packet)
+    assert flow is None or isinstance(flow, Flow)
+
+
+def log_of(*grants: Grant) -> ConnectionLog:
+    book = GrantBook()
+    book.add(grants)
+    return ConnectionLog(book.holders)
+
+
+def test_a_permitted_connection_leads_back_to_grant_key_person_and_rule() -> None:
+    [record] = log_of(BASE).permitted([logged(SSH)], NOW_US)
+    assert record.event is Event.CONNECTION_PERMITTED
+    assert (record.identity, record.key_id) == ("alice", "key")
+    assert (record.rule, record.grant_id) == (BASE.rule, BASE.grant_id)
+    assert (record.source, record.target, record.access) == ("10.0.0.9", "10.0.0.1", "tcp/22")
+
+
+def test_where_two_people_share_an_address_the_record_says_so() -> None:
+    bob = replace(BASE, grant_id=2, identity="bob")
+    [record] = log_of(BASE, bob).permitted([logged(SSH)], NOW_US)
+    assert record.identity == "alice, bob"
+    assert record.detail["ambiguous"] == ["alice", "bob"]
+
+
+def test_a_connection_through_a_once_hole_has_a_name_too() -> None:
+    [record] = log_of(replace(BASE, once=True)).permitted([logged(SSH)], NOW_US)
+    assert record.identity == "alice"
+
+
+def test_a_connection_that_nobody_was_granted_has_none() -> None:
+    other = replace(BASE, access=Access.parse("tcp/23"), source=ip_address("10.0.0.8"))
+    [record] = log_of(other).permitted([logged(SSH)], NOW_US)
+    assert record.identity is None
+
+
+def test_severed_is_told_from_permitted_by_the_rule_that_logged_it() -> None:
+    [record] = log_of(BASE).permitted([logged(SSH, "severed")], NOW_US)
+    assert record.event is Event.CONNECTION_SEVERED
+
+
+def test_denials_of_a_kind_are_written_once_and_counted() -> None:
+    log = log_of()
+    records = log.denied([logged(SSH, "deny")] * 30, NOW_US)
+    assert [record.event for record in records] == [Event.CONNECTION_DENIED]
+    [further] = log.further_denied(NOW_US)
+    assert further.detail == {"further": 29}
+
+
+def test_a_sprayed_denial_does_not_fill_the_record() -> None:
+    log = log_of()
+    spray = [
+        logged(IP(src="10.9.9.9", dst="10.0.0.1") / TCP(sport=1, dport=port), "deny")
+        for port in range(1, 1001)
+    ]
+    assert len(log.denied(spray, NOW_US)) == 200
+    [further] = log.further_denied(NOW_US)
+    assert further.detail == {"further": 800}

@@ -1,0 +1,314 @@
+"""The reception: the one order that is safe, with a real ledger and a stand-in for the kernel."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from keys.identity import Identity
+from spa_protocol.access import Access
+from spa_protocol.knock import Close, Join
+from spa_protocol.publickey import Sender
+from spa_protocol.reason import Code, Status
+from spa_protocol.reply import Reply
+from spa_server.audit.asking import Filter, ask
+from spa_server.audit.record import Event, Record
+from spa_server.capture.datagram import Datagram
+from spa_server.doorkeeper import Moment
+from spa_server.firewall.elements import HoleLease, LiveHole
+from spa_server.firewall.kernel import FirewallError
+from spa_server.hole import Hole
+from spa_server.holekeeper import HoleKeeper
+from spa_server.reception import Joined, Reception
+from spa_server.replay import ReplayWindow
+from spa_server.ruling import Owner, Terms
+from tests.test_ledger import Book
+from tests.test_policy import policy
+from tests.world import CLIENT, HOST, NOW_US, SECOND, SSH, World, knock_at
+
+OWN = {ip_address("10.20.0.2"), ip_address("127.0.0.1")}
+
+
+@dataclass
+class Kernel:
+    """Holes in a dictionary, in place of nftables; it can be told to fail."""
+
+    holes: dict[Hole, int] = field(default_factory=dict)
+    fails: bool = False
+    severed: list[Hole] = field(default_factory=list)
+
+    def _may(self) -> None:
+        if self.fails:
+            raise FirewallError("no such table")
+
+    def open(self, leases: Iterable[HoleLease]) -> None:
+        self._may()
+        self.holes |= {lease.hole: lease.timeout_ms for lease in leases}
+
+    def close(self, holes: Iterable[Hole]) -> None:
+        self._may()
+        for hole in holes:
+            self.holes.pop(hole, None)
+
+    def live_holes(self) -> list[LiveHole]:
+        self._may()
+        return [LiveHole(hole, ms, 0, 0) for hole, ms in self.holes.items()]
+
+    def sever(self, holes: Iterable[Hole]) -> int:
+        self.severed += holes
+        return len(self.severed)
+
+
+class Host:
+    """A reception with everything around it, and a clock that stands still."""
+
+    def __init__(self, path: Path) -> None:
+        self.world = World()
+        self.book = Book(path)
+        self.kernel = Kernel()
+        self.now_s = 1000.0
+        self.owners: dict[str, Owner] = {}
+        self.answers: list[tuple[Reply, Datagram]] = []
+        self.keeper = HoleKeeper(
+            self.kernel, self.book.ledger, self.kernel.sever, lambda: self.now_s
+        )
+        self.reception = Reception(
+            admission=self.world.admission,
+            window=ReplayWindow(),
+            ledger=self.book.ledger,
+            keeper=self.keeper,
+            owner_of=self.owners.get,
+            join=self._join,
+            answer=lambda reply, _sender, _nonce, to: self.answers.append((reply, to)),
+            terms=Terms(policy(), (), OWN.__contains__),
+            monotonic_s=lambda: self.now_s,
+        )
+
+    def _join(self, _sender: Sender, _request: Join, now_us: int) -> Joined:
+        return Joined(Status.JOINED, "welcome", Record(Event.JOIN_ACCEPTED, now_us))
+
+    def person(self, name: str, *roles: str, expires_at_us: int | None = None) -> Identity:
+        made = self.world.enrol()
+        key_id = made.public.key_id
+        self.owners[key_id] = Owner(key_id, name, frozenset(roles), expires_at_us)
+        return made
+
+    def receive(self, *datagrams: Datagram) -> list[Reply]:
+        before = len(self.answers)
+        self.reception.receive(datagrams, Moment(NOW_US))
+        return [reply for reply, _ in self.answers[before:]]
+
+    def events(self) -> list[tuple[str, str | None]]:
+        lines = ask(self.book.connection, Filter(), limit=1000)
+        return [(line["event"], line["reason"]) for line in lines]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    made = Host(tmp_path)
+    yield made
+    made.book.connection.close()
+
+
+def test_a_knock_opens_its_hole_and_is_answered(host: Host) -> None:
+    alice = host.person("alice", "ops")
+    [reply] = host.receive(host.world.datagram(alice, knock_at()))
+    assert reply.status is Status.GRANTED
+    assert [(o.access, o.code, o.lifetime_s) for o in reply.outcomes] == [(SSH, Code.GRANTED, 60)]
+    assert host.kernel.holes == {Hole(CLIENT, HOST, SSH.protocol, 22): 60_000}
+    assert host.events() == [("knock.accepted", None), ("hole.opened", None)]
+
+
+def test_a_copy_in_the_same_batch_is_a_replay_and_is_not_answered(host: Host) -> None:
+    alice = host.person("alice", "ops")
+    one = host.world.datagram(alice, knock_at())
+    assert len(host.receive(one, one, one)) == 1
+    assert host.receive(one) == []
+    assert ("knock.refused", "replayed") in host.events()
+    assert len(host.keeper.book) == 1
+
+
+def test_a_refused_knock_is_burned_too(host: Host) -> None:
+    """Recorded, and sent again when its owner has got the role: it opens nothing."""
+    bob = host.person("bob")
+    one = host.world.datagram(bob, knock_at())
+    [reply] = host.receive(one)
+    assert (reply.status, reply.message) == (Status.REFUSED, "no role allows it")
+    key_id = bob.public.key_id
+    host.owners[key_id] = Owner(key_id, "bob", frozenset({"ops"}))
+    assert host.receive(one) == []
+    assert host.kernel.holes == {}
+
+
+def test_stale_and_ahead_are_told_the_difference_and_burned(host: Host) -> None:
+    alice = host.person("alice", "ops")
+    for by_s, message in ((-94, "94 s behind"), (94, "94 s ahead of")):
+        one = host.world.datagram(alice, knock_at(NOW_US + by_s * SECOND))
+        [reply] = host.receive(one)
+        assert reply.status is Status.CLOCK
+        assert message in reply.message
+        assert host.receive(one) == []
+    assert host.kernel.holes == {}
+
+
+def test_strangers_get_no_answer(host: Host) -> None:
+    host.person("alice", "ops")
+    stranger = World().enrol()
+    assert host.receive(host.world.datagram(stranger, knock_at())) == []
+    assert host.events() == [("knock.refused", "unknown-key")]
+
+
+def test_whoever_wants_no_reply_gets_none(host: Host) -> None:
+    alice = host.person("alice", "ops")
+    assert host.receive(host.world.datagram(alice, knock_at(reply_wanted=False))) == []
+    assert len(host.kernel.holes) == 1
+
+
+def test_some_accesses_may_be_granted_and_others_refused(host: Host) -> None:
+    alice = host.person("alice", "ops")
+    asked = (SSH, Access.parse("tcp/5432"), Access.parse("tcp/9090-9092"))
+    [reply] = host.receive(host.world.datagram(alice, knock_at(NOW_US, *asked)))
+    assert reply.status is Status.GRANTED
+    assert [o.code for o in reply.outcomes] == [Code.GRANTED, Code.NO_ROLE, Code.GRANTED]
+    assert sorted(hole.port for hole in host.kernel.holes) == [22, 9090, 9091, 9092]
+
+
+def test_a_declared_source_and_target_count(host: Host) -> None:
+    alice = host.person("alice", "ops")
+    declared = {"source": ip_address("10.20.0.77"), "target": ip_address("10.20.0.2")}
+    [reply] = host.receive(host.world.datagram(alice, knock_at(**declared)))
+    assert reply.status is Status.GRANTED
+    assert reply.source == CLIENT
+    assert list(host.kernel.holes) == [Hole(*declared.values(), SSH.protocol, 22)]
+
+
+@pytest.mark.parametrize("target", ["10.20.0.3", "2001:db8::1", "127.0.0.1"])
+def test_a_target_that_is_not_ours_is_refused(host: Host, target: str) -> None:
+    alice = host.person("alice", "ops")
+    [reply] = host.receive(host.world.datagram(alice, knock_at(target=ip_address(target))))
+    assert [o.code for o in reply.outcomes] == [Code.NOT_A_TARGET]
+    assert host.kernel.holes == {}
+
+
+def test_a_hole_never_outlives_its_key(host: Host) -> None:
+    alice = host.person("alice", "ops", expires_at_us=NOW_US + 5 * SECOND)
+    [reply] = host.receive(host.world.datagram(alice, knock_at()))
+    assert reply.outcomes[0].lifetime_s == 5
+    assert list(host.kernel.holes.values()) == [5000]
+
+
+def test_a_close_ends_what_came_before_it_in_the_same_batch(host: Host) -> None:
+    alice = host.person("alice", "ops")
+    opened = host.world.datagram(alice, knock_at())
+    closed = host.world.datagram(alice, Close(NOW_US, (SSH,)))
+    replies = host.receive(opened, closed)
+    assert [reply.status for reply in replies] == [Status.GRANTED, Status.CLOSED]
+    assert host.kernel.holes == {}
+    assert host.events()[-1] == ("hole.closed", "closed by its owner")
+
+
+def test_a_close_is_only_for_what_is_ones_own(host: Host) -> None:
+    alice, bob = host.person("alice", "ops"), host.person("bob", "ops")
+    host.receive(host.world.datagram(alice, knock_at()), host.world.datagram(bob, knock_at()))
+    [reply] = host.receive(host.world.datagram(bob, Close(NOW_US, (SSH,))))
+    assert reply.status is Status.CLOSED
+    assert len(host.kernel.holes) == 1
+    assert [grant.identity for grant in host.keeper.book] == ["alice"]
+    [reply] = host.receive(host.world.datagram(bob, Close(NOW_US + 1, (SSH,))))
+    assert reply.message == "nothing was open"
+
+
+def test_sessions_are_cut_with_the_last_grant_of_a_cut_hole(host: Host) -> None:
+    postgres = Access.parse("tcp/5432")
+    alice, bob = host.person("alice", "dba"), host.person("bob", "dba")
+    for who in (alice, bob):
+        host.receive(host.world.datagram(who, knock_at(NOW_US, postgres)))
+    host.receive(host.world.datagram(alice, Close(NOW_US, (postgres,))))
+    assert host.kernel.severed == []
+    host.now_s += 31
+    host.keeper.expire(NOW_US)
+    assert host.kernel.severed == [Hole(CLIENT, HOST, postgres.protocol, 5432)]
+    assert ("connection.severed", None) in host.events()
+
+
+def test_a_full_disk_opens_nothing_and_the_client_is_told(host: Host) -> None:
+    alice = host.person("alice", "ops")
+    host.book.fill_the_disk()
+    while not host.book.ledger.is_behind:  # until the page that is left is full
+        one = host.world.datagram(alice, knock_at())
+        [reply] = host.receive(one)
+    assert reply.status is Status.UNAVAILABLE
+    assert [o.code for o in reply.outcomes] == [Code.UNAVAILABLE]
+    grants = len(host.keeper.book)
+    assert host.receive(one) == []
+    [reply] = host.receive(host.world.datagram(alice, knock_at(NOW_US + 1)))
+    assert reply.status is Status.UNAVAILABLE
+    assert len(host.keeper.book) == grants
+    host.book.make_room()
+    [reply] = host.receive(host.world.datagram(alice, knock_at(NOW_US + 2)))
+    assert reply.status is Status.GRANTED
+    assert host.receive(one) == []
+    assert ("knock.refused", "unavailable") in host.events()
+
+
+def test_a_failing_firewall_grants_nothing_and_the_client_is_told(host: Host) -> None:
+    alice = host.person("alice", "ops")
+    host.kernel.fails = True
+    [reply] = host.receive(host.world.datagram(alice, knock_at()))
+    assert reply.status is Status.UNAVAILABLE
+    assert len(host.keeper.book) == 0
+    assert host.keeper.in_doubt
+    assert host.book.ledger.live_grants() == []
+    host.kernel.fails = False
+    host.keeper.sync()
+    [reply] = host.receive(host.world.datagram(alice, knock_at(NOW_US + 1)))
+    assert reply.status is Status.GRANTED
+
+
+def test_a_hole_that_could_not_be_closed_is_closed_as_soon_as_it_can_be(host: Host) -> None:
+    alice = host.person("alice", "ops")
+    host.receive(host.world.datagram(alice, knock_at()))
+    host.kernel.fails = True
+    [reply] = host.receive(host.world.datagram(alice, Close(NOW_US, (SSH,))))
+    assert reply.status is Status.UNAVAILABLE
+    host.kernel.fails = False
+    assert host.keeper.in_doubt
+    host.keeper.sync()
+    assert host.kernel.holes == {}
+    assert not host.keeper.in_doubt
+
+
+def test_sync_makes_the_kernel_equal_to_the_book(host: Host) -> None:
+    alice = host.person("alice", "ops")
+    host.receive(host.world.datagram(alice, knock_at()))
+    [ours] = host.kernel.holes
+    foreign = Hole(CLIENT, HOST, SSH.protocol, 23)
+    host.kernel.holes = {foreign: 5000}
+    assert host.keeper.sync() == ([ours], [foreign])
+    assert host.kernel.holes == {ours: 60_000}
+    assert host.keeper.sync() == ([], [])
+
+
+def test_a_used_once_hole_is_not_opened_again(host: Host) -> None:
+    alice = host.person("alice", "ops")
+    host.receive(host.world.datagram(alice, knock_at(once=True)))
+    [hole] = host.kernel.holes
+    assert hole.once
+    host.kernel.holes.clear()
+    assert host.keeper.sync() == ([], [])
+
+
+def test_a_flood_under_a_stolen_tag_does_not_fill_the_record(host: Host) -> None:
+    alice = host.person("alice", "ops")
+    tag = host.world.payload(alice, knock_at())[:8]
+    junk = [
+        Datagram(tag + bytes([n % 256]) * 232, CLIENT, 1, HOST, 62201, "udp", NOW_US)
+        for n in range(500)
+    ]
+    host.receive(*junk)
+    assert host.events() == [("knock.refused", "not-authentic")]
+    host.reception.flush_refusals(NOW_US)
+    lines: list[dict[str, object]] = ask(host.book.connection, Filter(), limit=10)
+    assert lines[-1]["detail"] == {"further": 499}
