@@ -1,0 +1,1 @@
+"""Whole hosts against each other, in network namespaces: real packets, real programs."""

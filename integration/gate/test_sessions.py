@@ -1,0 +1,211 @@
+"""Sessions through the gate: let in once, remembered, kept or cut."""
+
+import os
+import socket
+import struct
+import sys
+import time
+from ipaddress import IPv4Network
+
+from integration.gate import Log, address, both_families, hole, lease, ports
+from integration.lab import Host, Reach, Service, echoes, reached, wait_until
+from spa_protocol.access import Access, Protocol
+from spa_server.firewall.kernel import Gate
+from spa_server.firewall.plan import AlwaysOpen, GatePlan
+
+
+@both_families
+def test_once_admits_one_of_many_that_race_and_it_lives(
+    gate: Gate, server: Host, client: Host, service: Service, family: int
+) -> None:
+    source, target = address(client, family), address(server, family)
+    for _ in range(5):
+        gate.open([lease(hole(source, target, service.port, once=True))])
+        racing = [client.connection(target, service.port) for _ in range(60)]
+        time.sleep(0.2)
+        winners = [stream for stream in racing if reached(stream, 0) is Reach.OPEN]
+        assert len(winners) == 1
+        assert gate.live_holes() == []
+        assert echoes(winners[0])
+        for stream in racing:
+            stream.close()
+
+
+def test_a_once_hole_that_is_renewed_still_admits_one(
+    gate: Gate, server: Host, client: Host, service: Service
+) -> None:
+    own = hole(client.v4, server.v4, service.port, once=True)
+    other = hole(client.v6, server.v6, service.port, once=True)
+    gate.open([lease(own), lease(other, 100)])
+    time.sleep(0.15)
+    gate.open([lease(own, 5000), lease(other, 7000)])
+    remaining = {live.hole: live.remaining_ms for live in gate.live_holes()}
+    assert 4000 < remaining[own] <= 5000
+    assert 6000 < remaining[other] <= 7000
+    streams = [client.connection(server.v4, service.port) for _ in range(3)]
+    assert [reached(stream) for stream in streams].count(Reach.OPEN) == 1
+    for stream in streams:
+        stream.close()
+
+
+SYN_FLOOD = """
+import os, socket, struct, sys
+processor, target, port = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+os.sched_setaffinity(0, {processor})
+made = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+first = 10_000 + 20_000 * (processor % 2)
+syns = [
+    struct.pack(">HHIIBBHHH", source_port, port, 0, 0, 5 << 4, 2, 1024, 0, 0)
+    for source_port in range(first, first + 20_000)
+]
+print("flooding", flush=True)
+while True:
+    for syn in syns:
+        made.sendto(syn, (target, 0))
+"""
+
+
+def test_once_is_once_while_all_processors_race_for_it(
+    gate: Gate, server: Host, client: Host, port: int
+) -> None:
+    """Every packet of the floods is another flow. The hole is opened in the midst of them."""
+    own = hole(client.v4, server.v4, port, once=True)
+    arguments = (str(server.v4), str(port))
+    floods = [
+        client.start([sys.executable, "-c", SYN_FLOOD, str(processor), *arguments])
+        for processor in os.sched_getaffinity(0)
+    ]
+    for flood in floods:
+        flood.wait_for("flooding")
+    rounds, permits = 0, 0
+    began = time.monotonic()
+    with Log(622) as log:
+        while time.monotonic() - began < 3:
+            gate.open([lease(own)])
+            wait_until(lambda: not gate.live_holes())
+            permits += len(log.prefixes(0.003))
+            rounds += 1
+    for flood in floods:
+        flood.stop()
+    assert rounds > 10
+    assert permits == rounds
+
+
+def test_once_admits_a_whole_burst_of_one_udp_flow_and_no_other_flow(
+    gate: Gate, server: Host, client: Host, service: Service
+) -> None:
+    gate.open([lease(hole(client.v4, server.v4, service.port, Protocol.UDP, once=True))])
+    with (
+        client.new_socket(socket.AF_INET, socket.SOCK_DGRAM) as first,
+        client.new_socket(socket.AF_INET, socket.SOCK_DGRAM) as second,
+    ):
+        for each in (first, second):
+            each.connect((str(server.v4), service.port))
+        for _ in range(20):
+            first.send(b"first")
+        for _ in range(20):
+            second.send(b"second")
+        time.sleep(0.2)
+    assert service.received == [b"first"] * 20
+
+
+def test_a_permitted_connection_is_recorded_once(
+    gate: Gate, server: Host, client: Host, port: int
+) -> None:
+    """A repeated SYN and one-way UDP belong to the connection that was let in."""
+    gate.open([lease(hole(client.v4, server.v4, port, p)) for p in (Protocol.TCP, Protocol.UDP)])
+    silent = server.new_socket(socket.AF_INET, socket.SOCK_DGRAM)
+    silent.bind(("", port))
+    # A full backlog: the first SYN fills it, those after it are dropped and repeated.
+    full = server.new_socket(socket.AF_INET, socket.SOCK_STREAM)
+    full.bind(("", port))
+    full.listen(0)
+    with Log(622) as log, client.connection(server.v4, port) as filling:
+        assert reached(filling) is Reach.OPEN
+        assert log.prefixes() == ["permit"]
+        with client.connection(server.v4, port) as repeating:
+            assert reached(repeating, 1.3) is Reach.SILENT
+            assert log.prefixes() == ["permit"]
+        with client.new_socket(socket.AF_INET, socket.SOCK_DGRAM) as one_way:
+            for _ in range(10):
+                one_way.sendto(b"x", (str(server.v4), port))
+                time.sleep(0.005)
+        assert log.prefixes() == ["permit"]
+    silent.close()
+    full.close()
+
+
+def test_a_connection_from_the_same_port_needs_a_hole_again(
+    gate: Gate, server: Host, client: Host, service: Service
+) -> None:
+    own = hole(client.v4, server.v4, service.port, once=True)
+    gate.open([lease(own)])
+    source_port = next(ports)
+    with client.connection(server.v4, service.port, source_port=source_port) as first:
+        assert reached(first) is Reach.OPEN
+        assert echoes(first)
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with client.connection(server.v4, service.port, source_port=source_port) as second:
+        assert reached(second) is Reach.SILENT
+    gate.open([lease(own)])
+    with client.connection(server.v4, service.port, source_port=source_port) as third:
+        assert reached(third) is Reach.OPEN
+
+
+def test_a_syn_does_not_ride_on_what_conntrack_remembers(
+    gate: Gate, server: Host, client: Host, service: Service
+) -> None:
+    """An entry of a session whose socket is long gone: made by hand here."""
+    source_port = next(ports)
+    ends = f"-s {client.v4} -d {server.v4} --sport {source_port} --dport {service.port}"
+    state = "--state ESTABLISHED --status ASSURED,SEEN_REPLY --timeout 60"
+    server.run(f"conntrack -I -p tcp {ends} {state}".split())
+    assert gate.is_loaded()
+    with client.connection(server.v4, service.port, source_port=source_port) as stream:
+        assert reached(stream) is Reach.SILENT
+
+
+@both_families
+def test_a_cut_session_ends_with_its_hole_and_a_kept_one_lives(
+    gate: Gate, server: Host, client: Host, service: Service, family: int
+) -> None:
+    source, target = address(client, family), address(server, family)
+    kept = server.serve(next(ports))
+    plan = GatePlan(outer=(), cut=(Access(Protocol.TCP, service.port - 5, service.port),))
+    gate.apply(plan)
+    holes = [hole(source, target, p) for p in (service.port, kept.port)]
+    gate.open([lease(each) for each in holes])
+    with (
+        Log(622) as log,
+        client.connection(target, service.port) as cut_session,
+        client.connection(target, kept.port) as kept_session,
+    ):
+        assert echoes(cut_session)
+        assert echoes(kept_session)
+        assert log.prefixes() == ["permit", "permit"]
+        service.received.clear()
+        gate.close(holes)
+        for _ in range(2):
+            assert not echoes(cut_session)
+        assert service.received == []
+        assert echoes(kept_session)
+        assert log.prefixes() == ["severed"]
+        gate.open([lease(holes[0])])
+        wait_until(lambda: service.received, what="the repeated segment, once there is a hole")
+    kept.stop()
+
+
+def test_cut_leaves_alone_what_is_always_open_and_what_goes_out(
+    gate: Gate, server: Host, client: Host, stranger: Host, service: Service
+) -> None:
+    access = Access(Protocol.TCP, service.port, service.port)
+    peers = AlwaysOpen(IPv4Network(client.v4), access)
+    gate.apply(GatePlan(outer=(), cut=(access,), always_open=(peers,)))
+    elsewhere = client.serve(service.port)
+    with client.connection(server.v4, service.port) as peer:
+        assert echoes(peer)
+        assert echoes(peer)
+    assert stranger.reach_tcp(server.v4, service.port) is Reach.SILENT
+    with server.connection(client.v4, service.port) as outgoing:
+        assert echoes(outgoing)
+    elsewhere.stop()
