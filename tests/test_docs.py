@@ -1,0 +1,100 @@
+"""The documentation is held against the programs: every command, option, key, test and link."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+import keys.cli
+import spa_client.cli
+import spa_server.cli
+
+ROOT = Path(__file__).parent.parent
+MAN = ROOT / "man"
+PAGES = {
+    "spa-client.1": spa_client.cli.main,
+    "spa-keys.1": keys.cli.main,
+    "spa-server.8": spa_server.cli.main,
+}
+
+
+def plain(page: str) -> str:
+    """A man page's text without roff's escapes."""
+    text = (MAN / page).read_text(encoding="utf-8").replace(r"\-", "-")
+    return re.sub(r"\\f[A-Z]|\"", "", text)
+
+
+def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    """Every command with its path, those of groups inside groups too."""
+    for name, command in group.commands.items():
+        yield " ".join([*path, name]), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_and_option_is_in_its_man_page(page: str) -> None:
+    text = plain(page)
+    missing = []
+    for name, command in commands(PAGES[page]):
+        if not isinstance(command, click.Group) and not re.search(rf"\b{name}\b", text):
+            missing.append(name)
+        for param in command.params:
+            if isinstance(param, click.Option):
+                options = [*param.opts, *param.secondary_opts]
+                missing += [f"{name} {o}" for o in options if not re.search(rf"{o}\b", text)]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_man_page_names_no_option_that_is_not_there(page: str) -> None:
+    there = {"--help", "--version"}
+    for _, command in [("", PAGES[page]), *commands(PAGES[page])]:
+        for param in command.params:
+            there |= {*param.opts, *param.secondary_opts}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", plain(page)))
+    assert named - there == set()
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in MAN.glob("*.[1-8]")))
+def test_man_has_nothing_to_complain_about(page: str) -> None:
+    if shutil.which("man") is None:
+        pytest.skip("man is not installed")
+    done = subprocess.run(
+        ["man", "--warnings=all", "--encoding=UTF-8", "--local-file", MAN / page],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"MANWIDTH": "80", "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+    )
+    assert done.stderr == ""
+    assert len(done.stdout) > 1000
+
+
+def test_every_key_of_the_server_configuration_is_documented() -> None:
+    text = plain("spa-server.8")
+    fields = spa_server.config._ServerFile.__struct_fields__
+    assert [field for field in fields if f".BR {field} " not in text] == []
+
+
+def test_the_threat_model_names_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:tests|integration)/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 15
+    for file, function in named:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        assert not function or f"def {function}(" in source, f"{file}::{function}"
+
+
+@pytest.mark.parametrize(
+    "document",
+    sorted(str(p.relative_to(ROOT)) for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]),
+)
+def test_links_between_documents_lead_somewhere(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    assert [link for link in links if not ((ROOT / document).parent / link).exists()] == []
