@@ -1,12 +1,13 @@
 # make demo    watch one packet open one port (as root, on Debian 12 or later)
 # make test    everything that CI runs: lint, types, import contracts, unit and integration tests
 # make check   lint, types and import contracts alone
+# make bench   ours and fwknopd side by side, half an hour (as root); make bench-quick in three minutes
 # make unit    the tests that need no root
 # make format  formats the code
 
 BIN := .venv/bin
 
-.PHONY: demo test check unit integration format clean
+.PHONY: demo test check unit integration bench bench-quick format clean
 
 demo:
 	@scripts/prepare demo
@@ -27,6 +28,14 @@ unit: ready
 integration: ready
 	$(BIN)/pytest integration
 
+bench:
+	@scripts/prepare bench
+	$(BIN)/python -m benchmarks
+
+bench-quick:
+	@scripts/prepare bench
+	$(BIN)/python -m benchmarks --quick
+
 format: ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -36,4 +45,4 @@ ready:
 	@scripts/prepare test
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

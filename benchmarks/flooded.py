@@ -8,9 +8,10 @@ sleeps between two SYNs.
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Final, TypeAlias
 
 from benchmarks.bench import Bench, Curve, Goal, Row
 from benchmarks.measure import Figure, Latencies
@@ -20,7 +21,9 @@ from benchmarks.probe import SLEEPING_US, Flood, flood, openings
 from benchmarks.process import cpu_s
 
 TITLE = "Under flood"
+_Write: TypeAlias = Callable[[int, int], list[bytes]]
 _USERS: Final = 1000
+_SWELLS_S: Final = 0.5
 _OWNER: Final = 0
 _SOURCES: Final = 60_000
 _SLOW_RATE: Final = 300
@@ -62,22 +65,19 @@ class _Under:
 
 def measure(bench: Bench) -> Goal:
     """Both systems with a thousand users, under the same floods and under those of a stolen tag."""
-    count, their_count = bench.pick((200, 40), (20, 6))
+    count, their_count = bench.pick((200, 40), (20, 5))
     with bench.scene() as scene:
-        scene.serve(FIRST_PORT, FIRST_PORT + len(_NAMES) * count)
         ours = Ours(scene, _USERS)
-        ours.start()
+        trials = _Trials(bench, ours, count)
         cost = _cost_of_junk(bench, ours)
-        here = _under_junk(bench, ours, count)
-        stolen = _under_a_stolen_tag(bench, ours, count)
+        here = _under_junk(trials)
+        stolen = _under_a_stolen_tag(trials, ours)
     with bench.scene() as scene:
-        scene.serve(FIRST_PORT, FIRST_PORT + len(_NAMES) * their_count)
         theirs = Fwknop(scene, _USERS)
-        theirs.start()
+        their_trials = _Trials(bench, theirs, their_count)
         their_cost = _cost_of_junk(bench, theirs)
-        there = _under_junk(bench, theirs, their_count)
-    goal = Goal(3, TITLE)
-    goal.rows += _rows_of_cost(cost, their_cost)
+        there = _under_junk(their_trials)
+    goal = Goal(3, TITLE, _rows_of_cost(cost, their_cost))
     for name, aim in (("slow", ""), ("fast", "all")):
         goal.rows += _rows(_NAMES[name], here[name], there[name], must_hear=bool(aim))
     for name, under in stolen.items():
@@ -90,57 +90,68 @@ def measure(bench: Bench) -> Goal:
     return goal
 
 
-def _under(
-    bench: Bench,
-    peer: Peer,
-    name: str,
-    knocks: Sequence[bytes],
-    payload: str,
-    *,
-    rate_per_s: float = 0,
-    sources: int = 1,
-) -> _Under:
-    bench.say(f"{peer.name}: {_NAMES[name]}")
-    with flood(peer.scene, payload, rate_per_s=rate_per_s, sources=sources) as junk:
-        time.sleep(0.5)
-        return _Under(_opened(bench, peer, name, knocks), junk)
+class _Trials:
+    """One system's knocks, so many each time, under one flood after another.
+
+    Each time has ports of its own: those of the last may still be open. The daemon is begun anew,
+    so that whatever junk still waits to be looked at is not in the next figure.
+    """
+
+    def __init__(self, bench: Bench, peer: Peer, count: int) -> None:
+        self.bench = bench
+        self.peer = peer
+        self.count = count
+        self._ports = iter(range(FIRST_PORT, FIRST_PORT + len(_NAMES) * count, count))
+        peer.scene.serve(FIRST_PORT, FIRST_PORT + len(_NAMES) * count)
+        peer.start()
+
+    def calm(self) -> _Under:
+        """Without a flood."""
+        self._begin("calm")
+        return _Under(self._opened(self.peer.knocks), Flood())
+
+    def under(
+        self,
+        name: str,
+        payload: str,
+        *,
+        write: _Write | None = None,
+        rate_per_s: float = 0,
+        sources: int = 1,
+    ) -> _Under:
+        """Under a flood. The knocks are the last user's unless `write` writes others."""
+        self._begin(name)
+        with flood(self.peer.scene, payload, rate_per_s=rate_per_s, sources=sources) as junk:
+            time.sleep(_SWELLS_S)
+            return _Under(self._opened(write or self.peer.knocks), junk)
+
+    def _begin(self, name: str) -> None:
+        self.bench.say(f"{self.peer.name}: {_NAMES[name]}")
+        self.peer.stop(signal.SIGKILL)
+        self.peer.start()
+
+    def _opened(self, write: _Write) -> Latencies:
+        first_port = next(self._ports)
+        return openings(
+            self.peer,
+            write(self.count, first_port),
+            first_port=first_port,
+            step_us=SLEEPING_US,
+            deadline_ms=self.bench.pick(2000, 1000),
+            processor=MEASURED,
+        ).opened
 
 
-def _opened(bench: Bench, peer: Peer, name: str, knocks: Sequence[bytes]) -> Latencies:
-    return openings(
-        peer,
-        knocks,
-        first_port=_first_port(name, len(knocks)),
-        step_us=SLEEPING_US,
-        deadline_ms=bench.pick(2000, 1000),
-        processor=MEASURED,
-    ).opened
+def _under_junk(trials: _Trials) -> dict[str, _Under]:
+    junk = trials.peer.junk
+    return {
+        "calm": trials.calm(),
+        "slow": trials.under("slow", junk, rate_per_s=_SLOW_RATE),
+        "fast": trials.under("fast", junk),
+    }
 
 
-def _first_port(name: str, count: int) -> int:
-    """Each flood has ports of its own: those of the last one may still be open."""
-    return FIRST_PORT + list(_NAMES).index(name) * count
-
-
-def _under_junk(bench: Bench, peer: Peer, count: int) -> dict[str, _Under]:
-    _begin_anew(peer)
-    bench.say(f"{peer.name}: {_NAMES['calm']}")
-    calm = _opened(bench, peer, "calm", peer.knocks(count, _first_port("calm", count)))
-    found = {"calm": _Under(calm, Flood())}
-    for name, rate_per_s in (("slow", _SLOW_RATE), ("fast", 0)):
-        knocks = peer.knocks(count, _first_port(name, count))
-        found[name] = _under(bench, peer, name, knocks, peer.junk, rate_per_s=rate_per_s)
-        _begin_anew(peer)
-    return found
-
-
-def _begin_anew(peer: Peer) -> None:
-    """Whatever junk still waits to be looked at is not to be in the next figure."""
-    peer.stop(signal.SIGKILL)
-    peer.start()
-
-
-def _under_a_stolen_tag(bench: Bench, ours: Ours, count: int) -> dict[str, _Under]:
+def _under_a_stolen_tag(trials: _Trials, ours: Ours) -> dict[str, _Under]:
     found = {}
     for name, people, sources in (
         ("others", range(1, _USERS), 1),
@@ -148,9 +159,9 @@ def _under_a_stolen_tag(bench: Bench, ours: Ours, count: int) -> dict[str, _Unde
         ("others, forged", range(1, _USERS), _SOURCES),
         ("owner, forged", range(1), _SOURCES),
     ):
-        payload = f"tag:{ours.tag_of(_OWNER).hex()}"
-        knocks = ours.knocks_of(people, count, _first_port(name, count))
-        found[name] = _under(bench, ours, name, knocks, payload, sources=sources)
+        tag = f"tag:{ours.tag_of(_OWNER).hex()}"
+        write = partial(ours.knocks_of, people)
+        found[name] = trials.under(name, tag, write=write, sources=sources)
     return found
 
 

@@ -107,7 +107,7 @@ def _open_hole(scene: Scene, *, keep_daemon: bool) -> Ours:
 
 def _in_turn(bench: Bench, scenes: dict[str, Scene]) -> dict[str, Figure]:
     rates: dict[str, list[float]] = {kind: [] for kind in scenes}
-    for turn in range(bench.pick(15, 4)):
+    for turn in range(bench.pick(15, 3)):
         bench.say(f"connections, turn {turn + 1}")
         for kind, scene in scenes.items():
             rates[kind].append(_connections_per_s(scene, bench.pick(1.0, 0.4)))

@@ -25,7 +25,7 @@ while True:
 
 def measure(bench: Bench) -> Goal:
     """Both systems at rest, with one user each."""
-    ports = bench.pick(200, 30)
+    ports = bench.pick(200, 20)
     with bench.scene() as scene:
         serve_for(bench, scene, ports)
         ours = Ours(scene)

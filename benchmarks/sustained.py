@@ -124,7 +124,7 @@ def _highest(bench: Bench, sender: _Sender, limit_per_s: float) -> _Best:
     """Halves the way between what is borne and what is not, then sends at that rate again."""
     borne, not_borne = 0.0, limit_per_s
     tried = limit_per_s * _FIRST_SHARE
-    for _ in range(bench.pick(4, 2)):
+    for _ in range(bench.pick(4, 1)):
         if _send(bench, sender, tried).is_borne:
             borne = tried
         else:

@@ -47,7 +47,7 @@ def measure(bench: Bench) -> Goal:
             peer = Ours(scene, users)
             start_s = peer.start()
             memory = memory_mb(peer.pid)
-            runs = opened_at_rest(bench, peer, bench.pick(100, 20))
+            runs = opened_at_rest(bench, peer, bench.pick(100, 15))
             grown = _Grown(users, start_s, memory, runs)
             if users == _MANY:
                 goal.rows.append(_over_an_epoch(bench, peer))

@@ -114,7 +114,7 @@ def _check_request(
 ) -> None:
     check_together(accesses)
     for address in (source, target):
-        if decode_address(encode_address(address)) != address:
+        if address is not None and decode_address(encode_address(address)) != address:
             raise Malformed(f"{address} is not the plain address of a host")
     if source is not None and target is not None and source.version != target.version:
         raise Malformed("source and target must be of one address family")

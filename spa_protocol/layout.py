@@ -3,6 +3,7 @@
 Everything is big-endian. Times are microseconds since the Unix epoch, lifetimes are seconds.
 """
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, TypeAlias
 
@@ -48,6 +49,12 @@ def unmapped(address: Address) -> Address:
     """An IPv4 address written as IPv6 (::ffff:192.0.2.1) as the IPv4 address that it is."""
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return mapped or address
+
+
+@lru_cache(maxsize=65_536)
+def text_of(address: Address) -> str:
+    """The address as everybody writes it. A busy server writes the same few into every record."""
+    return str(address)
 
 
 def is_unicast(address: Address) -> bool:

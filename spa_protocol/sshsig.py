@@ -38,10 +38,12 @@ def _string(value: bytes) -> bytes:
     return struct.pack(">I", len(value)) + value
 
 
+_BEFORE_DIGEST: Final = b"SSHSIG" + _string(NAMESPACE) + _string(b"") + _string(HASH)
+
+
 def signed_message(message: bytes) -> bytes:
     """The bytes that the signing key signs for a message (PROTOCOL.sshsig section 3)."""
-    digest = hashlib.sha512(message).digest()
-    return b"SSHSIG" + _string(NAMESPACE) + _string(b"") + _string(HASH) + _string(digest)
+    return _BEFORE_DIGEST + _string(hashlib.sha512(message).digest())
 
 
 def verify(message: bytes, signature: Signature, key_type: KeyType, public: bytes) -> bool:

@@ -22,6 +22,7 @@ import sqlite_utils
 from sqlite_utils.migrations import Migrations
 
 from spa_protocol.access import Access
+from spa_protocol.layout import text_of
 from spa_server.audit.record import Event, Record
 from spa_server.grants import Grant
 from spa_server.policy.model import Sessions
@@ -288,8 +289,8 @@ def _grant_row(grant: Grant, boot_id: str) -> tuple[object, ...]:
         grant.key_id,
         grant.identity,
         grant.rule,
-        str(grant.source),
-        str(grant.target),
+        text_of(grant.source),
+        text_of(grant.target),
         str(grant.access),
         int(grant.once),
         grant.sessions.value,

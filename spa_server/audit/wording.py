@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from spa_protocol.access import Access
 from spa_protocol.knock import Join, Request
-from spa_protocol.layout import Address
+from spa_protocol.layout import Address, text_of
 from spa_server.audit.record import Event, Record
 from spa_server.capture.datagram import Datagram
 from spa_server.doorkeeper import Verdict
@@ -27,8 +27,8 @@ def not_accepted(verdict: Verdict, datagram: Datagram, owner: Owner | None, now_
         now_us,
         identity=owner.identity if owner else None,
         key_id=verdict.sender.key_id if verdict.sender else None,
-        source=str(datagram.source),
-        target=str(datagram.target),
+        source=text_of(datagram.source),
+        target=text_of(datagram.target),
         access=_asked_for(request),
         reason=str(verdict.reason),
         detail={"source_port": datagram.source_port},
@@ -62,7 +62,7 @@ def ruled(
     ]
     if grants:
         asked = texts([grant.access for grant in grants])
-        seen = {"seen_from": str(datagram.source), "source_port": datagram.source_port}
+        seen = {"seen_from": text_of(datagram.source), "source_port": datagram.source_port}
         accepted = about(Event.KNOCK_ACCEPTED, owner, ruling, now_us, access=asked, detail=seen)
         records.append(accepted)
     return records + [granted(Event.HOLE_OPENED, grant, now_us) for grant in grants]
@@ -113,8 +113,8 @@ def about(
         now_us,
         identity=owner.identity,
         key_id=owner.key_id,
-        source=str(source),
-        target=str(target),
+        source=text_of(source),
+        target=text_of(target),
         access=access,
         reason=reason,
         detail=detail or {},
@@ -129,8 +129,8 @@ def granted(event: Event, grant: Grant, now_us: int, reason: str | None = None) 
         now_us,
         identity=grant.identity,
         key_id=grant.key_id,
-        source=str(grant.source),
-        target=str(grant.target),
+        source=text_of(grant.source),
+        target=text_of(grant.target),
         access=str(grant.access),
         reason=reason,
         rule=grant.rule,
