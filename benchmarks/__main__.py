@@ -1,5 +1,6 @@
 """Measures this system beside fwknopd: python -m benchmarks, or make bench."""
 
+import fcntl
 import importlib
 import json
 import shlex
@@ -9,7 +10,7 @@ import sys
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import click
 
@@ -26,6 +27,7 @@ _PROGRAMS: Final = ("fwknopd", "fwknop", "gcc", "iptables", "nft", "taskset")
 _FAILED: Final = 1
 _TROUBLE: Final = 4
 _INTERRUPTED: Final = 130
+_LOCK: Final = Path("/run/lock/spaknock-benchmarks")
 _LOOK_S: Final = 1.0
 
 
@@ -60,12 +62,19 @@ def main(
     if reason := _why_not():
         click.echo(f"benchmarks: {reason}", err=True)
         raise SystemExit(_TROUBLE)
+    try:
+        alone = _alone()
+    except BlockingIOError:
+        click.echo("benchmarks: another run is at work; wait for its end", err=True)
+        raise SystemExit(_TROUBLE) from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         goals = _measured(only or GOALS, cache, quick=quick)
     except KeyboardInterrupt:
         click.echo("benchmarks: stopped; the hosts are gone", err=True)
         raise SystemExit(_INTERRUPTED) from None
+    finally:
+        alone.close()
     complete = len(goals) == len(only or GOALS)
     where = machine.described()
     taken_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -80,6 +89,13 @@ def main(
         for name, drawing in report.drawings(goals).items():
             (results / f"{name}.svg").write_text(drawing)
     raise SystemExit(0 if complete else _FAILED)
+
+
+def _alone() -> IO[str]:
+    """A lock on this machine while it is open. Raises BlockingIOError where it is taken."""
+    lock = _LOCK.open("w", encoding="ascii")
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return lock
 
 
 def _why_not() -> str:

@@ -93,7 +93,7 @@ def _opened(bench: Bench, peer: Ours | Fwknop) -> Figure:
 def _open_many(bench: Bench, ours: Ours) -> _Many:
     """Each knock opens eight holes, from a source of its own."""
     knocks = bench.pick(50_000, 5_000) // MAX_ACCESSES
-    lifetime_s = bench.pick(120, 12)
+    lifetime_s = bench.pick(120, 9)
     bench.say(f"spaknock: opening {knocks * MAX_ACCESSES:,} holes")
     accesses = tuple(f"tcp/{1000 + n}" for n in range(MAX_ACCESSES))
     begin_s = time.time() + 2 + knocks / _RATE_PER_S

@@ -12,7 +12,7 @@ from benchmarks.peers import Fwknop, Ours, Peer
 from benchmarks.process import cpu_s, memory_mb, wakeups
 
 TITLE = "Cost at rest"
-_SETTLE_S: Final = 2.0
+_SETTLE_S: Final = 1.0
 _LOADED = "import sys, spa_server.daemon; print('scapy' in sys.modules)"
 _BARE = "import sys, time; print(1, flush=True); time.sleep(600)"
 
