@@ -81,10 +81,11 @@ class Admission:
         It ends early when the epoch is dropped meanwhile.
         """
         self._by_tag.setdefault(epoch, {})
-        for key_id, sender in tuple(self._senders.items()):
+        for key_id in tuple(self._senders):
             if epoch not in self._by_tag:
                 return
-            if key_id in self._senders:
+            sender = self._senders.get(key_id)
+            if sender is not None:
                 yield self._name(sender, epoch)
 
     def drop_outside(self, now_us: int, ahead: int = 0) -> None:

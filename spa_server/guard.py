@@ -42,7 +42,7 @@ from spa_server.replay import REMEMBER_US, ReplayWindow
 from spa_server.ruling import Terms
 
 EPOCHS_AHEAD: Final = 1
-_TAGS_AT_ONCE: Final = 1000
+_TAGS_AT_ONCE: Final = 250  # about a millisecond, for which a knock may have to wait
 _RETRY_S: Final = 1.0
 _CLOCK_STEP_US: Final = 1_000_000
 _NOT_CONFIRMED: Final = "the new one was not confirmed"
@@ -346,13 +346,16 @@ class Guard:
         return bool(self.admission.missing_epochs(clock.now_us(), EPOCHS_AHEAD))
 
     def load_tags(self) -> Iterator[None]:
-        """Loads what is missing, a thousand tags at a time, and forgets what is over.
+        """Loads what is missing, a few tags at a time, and forgets what is over.
 
         It ends early when the clock is set in a pause: by the new one, other tags are missing.
         """
         laid_by_us = self._offset_us
         now_us = clock.now_us()
         self.admission.drop_outside(now_us, EPOCHS_AHEAD)
+        yield  # to let go of 100,000 tags takes some milliseconds by itself
+        if _is_step(laid_by_us, clock.offset_us()):
+            return
         for epoch in self.admission.missing_epochs(now_us, EPOCHS_AHEAD):
             tags = self.admission.load(epoch)
             while chunk := list(islice(tags, _TAGS_AT_ONCE)):
