@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, Self
 
-from spa_protocol.layout import MAX_ACCESSES, MAX_PORTS, Malformed
+from spa_protocol.layout import MAX_ACCESSES, MAX_PORTS, Malformed, require_zero
 
 FIELD_SIZE: Final = 5
 _FIELD = struct.Struct(">BHH")
@@ -119,14 +119,9 @@ def decode_access(field: bytes) -> Access:
 
 
 def decode_accesses(fields: bytes, count: int) -> tuple[Access, ...]:
-    """The inverse of `encode_accesses`. Raises Malformed."""
+    """The inverse of `encode_accesses`. Raises Malformed; not for what may not stand together."""
     if not 1 <= count <= MAX_ACCESSES:
         raise Malformed(f"{count} accesses; a knock asks for 1 to {MAX_ACCESSES}")
     used = count * FIELD_SIZE
-    if any(fields[used:]):
-        raise Malformed("unused access entries must be zero")
-    accesses = tuple(
-        decode_access(fields[at : at + FIELD_SIZE]) for at in range(0, used, FIELD_SIZE)
-    )
-    check_together(accesses)
-    return accesses
+    require_zero(fields[used:], "unused access entries")
+    return tuple(decode_access(fields[at : at + FIELD_SIZE]) for at in range(0, used, FIELD_SIZE))

@@ -37,6 +37,7 @@ from spa_protocol.layout import (
     decode_address,
     encode_address,
     epoch_of,
+    is_plain,
     require_zero,
 )
 from spa_protocol.publickey import PublicKey, Sender
@@ -114,7 +115,7 @@ def _check_request(
 ) -> None:
     check_together(accesses)
     for address in (source, target):
-        if address is not None and decode_address(encode_address(address)) != address:
+        if address is not None and not is_plain(address):
             raise Malformed(f"{address} is not the plain address of a host")
     if source is not None and target is not None and source.version != target.version:
         raise Malformed("source and target must be of one address family")

@@ -32,8 +32,12 @@ DEFAULT_FRESHNESS_S: Final = 30
 
 Address: TypeAlias = IPv4Address | IPv6Address
 
-_IPV4_BROADCAST: Final = IPv4Address("255.255.255.255")
+# Compared as numbers: `ipaddress` takes microseconds for it, and this is asked of every datagram.
+_IPV4_BROADCAST: Final = 0xFFFF_FFFF
+_IPV4_MULTICAST: Final = 0xE  # 224.0.0.0/4
+_IPV6_MULTICAST: Final = 0xFF  # ff00::/8
 _MAPPED: Final = bytes(10) + b"\xff\xff"
+_UNDECLARED: Final = bytes(16)
 
 
 class Malformed(ValueError):
@@ -59,21 +63,31 @@ def text_of(address: Address) -> str:
 
 def is_unicast(address: Address) -> bool:
     """Whether packets to this address go to one host: not unspecified, multicast or broadcast."""
-    return not (address.is_unspecified or address.is_multicast or address == _IPV4_BROADCAST)
+    number = int(address)
+    if isinstance(address, IPv4Address):
+        return number not in (0, _IPV4_BROADCAST) and number >> 28 != _IPV4_MULTICAST
+    return number != 0 and number >> 120 != _IPV6_MULTICAST
+
+
+def is_plain(address: Address) -> bool:
+    """Whether a datagram can carry it: a host's, IPv4 as IPv4, and with no scope of one machine."""
+    if isinstance(address, IPv6Address) and (address.scope_id or address.ipv4_mapped):
+        return False
+    return is_unicast(address)
 
 
 def encode_address(address: Address | None) -> bytes:
     """16 bytes: IPv4 mapped into IPv6 (RFC 4291 section 2.5.5.2), None as all zero."""
     if address is None:
-        return bytes(16)
+        return _UNDECLARED
     return _MAPPED + address.packed if isinstance(address, IPv4Address) else address.packed
 
 
 def decode_address(field: bytes) -> Address | None:
     """The inverse of `encode_address`. Raises Malformed for what no host can have."""
-    if field == bytes(16):
+    if field == _UNDECLARED:
         return None
-    address = unmapped(IPv6Address(field))
+    address = IPv4Address(field[12:]) if field[:12] == _MAPPED else IPv6Address(field)
     if not is_unicast(address):
         raise Malformed(f"{address} is not a unicast address")
     return address
@@ -81,5 +95,5 @@ def decode_address(field: bytes) -> Address | None:
 
 def require_zero(field: bytes, what: str) -> None:
     """Raises Malformed unless every byte that has no meaning is zero."""
-    if any(field):
+    if field.count(0) != len(field):
         raise Malformed(f"{what} must be zero")

@@ -6,8 +6,9 @@ this table holds what each one means, for the same epochs.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from spa_protocol.layout import EPOCH_S, epoch_of
 from spa_protocol.publickey import Sender
@@ -16,8 +17,7 @@ EPOCHS_AROUND: Final = 2
 _EPOCH_US: Final = EPOCH_S * 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Tag:
+class Tag(msgspec.Struct, frozen=True):
     """A tag and the time until which it is admitted, in microseconds since the Unix epoch."""
 
     value: bytes

@@ -15,6 +15,8 @@ clock is read, and no socket, database or log is touched.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from spa_protocol.knock import AuthenticKnock, freshness, open_request, verify_request
 from spa_protocol.layout import DEFAULT_FRESHNESS_S, TAG_SIZE
 from spa_protocol.publickey import Sender
@@ -34,8 +36,7 @@ class Moment:
     floor_us: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """What the doorkeeper found.
 
     `knock` is set for an authentic request, also for one that is stale or ahead: it may be told so.

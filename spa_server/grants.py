@@ -14,9 +14,9 @@ of the wall clock neither opens a hole longer nor closes it early. Nothing here 
 """
 
 import heapq
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from spa_protocol.access import Access
 from spa_protocol.layout import Address
@@ -24,8 +24,7 @@ from spa_server.hole import Hole
 from spa_server.policy.model import Sessions
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True):
     """One access that was granted. `grant_id` is the ledger's; `ends_at_s` is monotonic."""
 
     grant_id: int
@@ -48,12 +47,15 @@ class Grant:
             yield Hole(self.source, self.target, self.access.protocol, port, self.once)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What the kernel is to be told: holes to open until a time (monotonic), holes to close."""
+class Change(msgspec.Struct, frozen=True):
+    """What the kernel is to be told: holes to open until a time (monotonic), holes to close.
+
+    No grant held those of `new` open before.
+    """
 
     open_until_s: dict[Hole, float]
     close: tuple[Hole, ...] = ()
+    new: frozenset[Hole] = frozenset()
 
 
 class _Holders:
@@ -89,7 +91,7 @@ class GrantBook:
 
     def __init__(self) -> None:
         self._grants: dict[int, Grant] = {}
-        self._by_hole: defaultdict[Hole, _Holders] = defaultdict(_Holders)
+        self._by_hole: dict[Hole, _Holders] = {}
         self._by_end: list[tuple[float, int]] = []
 
     def __len__(self) -> int:
@@ -101,14 +103,19 @@ class GrantBook:
     def add(self, grants: Iterable[Grant]) -> Change:
         """Enters new grants; the holes that open with them, or stay open longer for them."""
         opened: dict[Hole, float] = {}
+        new: list[Hole] = []
         for grant in grants:
             self._grants[grant.grant_id] = grant
             for hole in grant.holes:
-                if grant.ends_at_s > self._ends_at_s(hole):
+                holders = self._by_hole.get(hole)
+                if holders is None:
+                    holders = self._by_hole[hole] = _Holders()
+                    new.append(hole)
+                if grant.ends_at_s > holders.last_end_s():
                     opened[hole] = grant.ends_at_s
-                self._by_hole[hole].add(grant)
+                holders.add(grant)
             heapq.heappush(self._by_end, (grant.ends_at_s, grant.grant_id))
-        return Change(opened)
+        return Change(opened, new=frozenset(new))
 
     def end(self, grants: Sequence[Grant]) -> Change:
         """Takes grants out before their time (rule 2)."""

@@ -1,13 +1,12 @@
 """A hole: what the gate lets through, as the kernel's sets and the record know it."""
 
-from dataclasses import dataclass
+import msgspec
 
 from spa_protocol.access import Access, Protocol
 from spa_protocol.layout import Address
 
 
-@dataclass(frozen=True, slots=True)
-class Hole:
+class Hole(msgspec.Struct, frozen=True):
     """From one source address to one target address, one protocol and one port.
 
     `once` holes admit one connection and are then gone.
@@ -18,6 +17,10 @@ class Hole:
     protocol: Protocol
     port: int
     once: bool = False
+
+    def __hash__(self) -> int:
+        # Each hole is looked up many times, and `ipaddress` takes long to hash what it prints.
+        return hash((int(self.source), int(self.target), self.port))
 
     @property
     def access(self) -> Access:

@@ -59,7 +59,8 @@ class HoleKeeper:
         """Opens the holes of new grants. When it raises FirewallError, none of them is in force."""
         change = self.book.add(grants)
         try:
-            self._gate.open(self._leases(change.open_until_s))
+            new = frozenset() if self.in_doubt else change.new
+            self._gate.open(self._leases(change.open_until_s, new))
         except FirewallError:
             self.book.end(grants)
             self.in_doubt = True
@@ -123,10 +124,12 @@ class HoleKeeper:
         wanted_ms = (until_s - self._clock_s()) * 1000
         return remaining_ms is not None and abs(remaining_ms - wanted_ms) < _SLACK_MS
 
-    def _leases(self, until_s: dict[Hole, float]) -> list[HoleLease]:
+    def _leases(
+        self, until_s: dict[Hole, float], new: frozenset[Hole] = frozenset()
+    ) -> list[HoleLease]:
         now_s = self._clock_s()
         return [
-            HoleLease(hole, max(1, round((end_s - now_s) * 1000)))
+            HoleLease(hole, max(1, round((end_s - now_s) * 1000)), hole in new)
             for hole, end_s in until_s.items()
         ]
 

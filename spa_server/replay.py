@@ -17,14 +17,14 @@ This module holds the window in memory and says what changed; the ledger keeps i
 
 import heapq
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 REMEMBER_US: Final = 30 * 60 * 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Burn:
+class Burn(msgspec.Struct, frozen=True):
     """A request that must not be heard again."""
 
     key_id: str

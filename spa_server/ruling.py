@@ -7,6 +7,8 @@ ruling comes out. Whoever acts on it has burned the request first.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from spa_protocol.access import Access
 from spa_protocol.knock import AuthenticKnock, Close, Knock
 from spa_protocol.layout import Address
@@ -36,8 +38,7 @@ class Terms:
     is_target: Callable[[Address], bool]
 
 
-@dataclass(frozen=True, slots=True)
-class Ruling:
+class Ruling(msgspec.Struct, frozen=True):
     """For each access asked for, the decision; and the hole's two ends."""
 
     source: Address

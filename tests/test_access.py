@@ -146,8 +146,6 @@ def test_an_entry_byte_for_byte() -> None:
         ("0600000016", 1),
         ("0600000000", 1),
         ("0600170016", 1),
-        ("0600160016" * 2, 2),
-        ("0600010101", 1),
         ("".join(f"06 {port:04x} {port:04x}" for port in range(1, 9)), 9),
         ("".join(f"06 {port:04x} {port:04x}" for port in range(1, 9)), 255),
     ],
@@ -155,6 +153,14 @@ def test_an_entry_byte_for_byte() -> None:
 def test_entries_that_are_refused(entries: str, count: int) -> None:
     with pytest.raises(Malformed):
         decode_accesses(bytes.fromhex(entries).ljust(40, b"\0"), count)
+
+
+@pytest.mark.parametrize(("entries", "count"), [("0600160016" * 2, 2), ("0600010101", 1)])
+def test_entries_that_may_not_stand_together(entries: str, count: int) -> None:
+    """They are read one by one; the request that they are part of is what cannot be."""
+    accesses = decode_accesses(bytes.fromhex(entries).ljust(40, b"\0"), count)
+    with pytest.raises(Malformed):
+        Knock(0, accesses)
 
 
 @quick

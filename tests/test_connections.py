@@ -1,11 +1,11 @@
 """Connections as the gate logs them: whose each one is (spa_server/connections.py)."""
 
-from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.sctp import SCTP

@@ -1,10 +1,10 @@
 """Grants and the holes that they keep open (spa_server/grants.py)."""
 
-from dataclasses import replace
 from ipaddress import ip_address
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from spa_protocol.access import Access
 from spa_server.grants import Grant, GrantBook
@@ -35,13 +35,15 @@ def grant(grant_id: int, ends_at_s: float, **fields: object) -> Grant:
 def test_a_grant_opens_a_hole_for_each_port() -> None:
     change = GrantBook().add([grant(1, 10, access=Access.parse("tcp/8000-8002"))])
     assert [hole.port for hole in change.open_until_s] == [8000, 8001, 8002]
+    assert change.new == set(change.open_until_s)
 
 
 def test_a_shorter_grant_changes_nothing_and_a_longer_one_does() -> None:
     book = GrantBook()
     book.add([grant(1, 10)])
     assert book.add([grant(2, 5)]).open_until_s == {}
-    assert book.add([grant(3, 20)]).open_until_s == {HOLE: 20}
+    change = book.add([grant(3, 20)])
+    assert (change.open_until_s, change.new) == ({HOLE: 20}, set())
 
 
 def test_ending_one_grant_leaves_the_others() -> None:

@@ -3,12 +3,14 @@
 import socket
 import threading
 import time
+from ipaddress import ip_address
 
 import pytest
 
 from integration.gate import MINUTE_MS, SECOND, address, both_families, hole, lease, ports, reach
 from integration.lab import Host, Reach, Service, echoes, reached, wait_until
 from spa_protocol.access import Protocol
+from spa_server.firewall.elements import HoleLease
 from spa_server.firewall.kernel import Gate
 
 
@@ -68,6 +70,19 @@ def test_a_hole_closes_by_itself_with_nobody_there(
         time.sleep(0.01)
     assert 0.5 < time.monotonic() - opened - 0.3 < 0.8
     assert gate.live_holes() == []
+
+
+def test_a_wrong_guess_that_a_hole_is_new_harms_nothing(gate: Gate) -> None:
+    known, new, once = (
+        hole(ip_address("192.0.2.1"), ip_address("192.0.2.2"), port, once=port == 24)
+        for port in (22, 23, 24)
+    )
+    gate.open([lease(known, 5000)])
+    gate.open([HoleLease(each, MINUTE_MS, is_new=True) for each in (known, new, once)])
+    remaining = {live.hole: live.remaining_ms for live in gate.live_holes()}
+    assert set(remaining) == {known, new, once}
+    assert min(remaining.values()) > 5000
+    gate.close([known, new, once])
 
 
 def test_renewing_a_hole_loses_nothing_and_may_shorten_it(

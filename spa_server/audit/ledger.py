@@ -29,6 +29,7 @@ from spa_server.policy.model import Sessions
 from spa_server.replay import Burn
 
 MAX_WAITING: Final = 10_000
+_SEEN_AGAIN_US: Final = 60_000_000
 _TRUE_ONLY_IF_COMMITTED: Final = {Event.KNOCK_ACCEPTED, Event.HOLE_OPENED, Event.JOIN_ACCEPTED}
 
 migrations = Migrations("ledger")
@@ -36,7 +37,11 @@ migrations = Migrations("ledger")
 
 @migrations()
 def create_tables(db: sqlite_utils.Database) -> None:
-    """The ledger's tables as of version 0.1."""
+    """The ledger's tables as of version 0.1.
+
+    Every table and index grows at its end, in the order of time: a commit is then a few pages, and
+    not a page for each key. What is asked by identity reads the record backwards.
+    """
     db.executescript("""
         create table event (
             id integer primary key autoincrement, at_us integer not null, event text not null,
@@ -44,7 +49,6 @@ def create_tables(db: sqlite_utils.Database) -> None:
             rule text, grant_id integer, detail text not null default '{}'
         ) strict;
         create index event_at on event (at_us);
-        create index event_identity on event (identity, at_us);
         create table hole_grant (
             grant_id integer primary key, key_id text not null, identity text not null,
             rule text not null, source text not null, target text not null, access text not null,
@@ -54,10 +58,9 @@ def create_tables(db: sqlite_utils.Database) -> None:
         ) strict;
         create index hole_grant_live on hole_grant (boot_id) where ended_at_us is null;
         create table burned (
-            key_id text not null, nonce blob not null, sent_at_us integer not null,
-            primary key (key_id, nonce)
+            sent_at_us integer not null, key_id text not null, nonce blob not null,
+            primary key (sent_at_us, key_id, nonce)
         ) strict, without rowid;
-        create index burned_sent_at on burned (sent_at_us);
         create table burned_floor (
             key_id text primary key, sent_at_us integer not null
         ) strict, without rowid;
@@ -106,6 +109,7 @@ class Ledger:
         self._boot_id = boot_id
         self._waiting = Batch()
         self._lost = 0
+        self._seen_at_us: dict[str, int] = {}
         self._inherited_us = self.unrecorded_floor_us()
         with _ledger_errors():
             migrations.apply(sqlite_utils.Database(connection))
@@ -210,7 +214,7 @@ class Ledger:
         execute_many = self._connection.executemany
         execute_many(
             "insert or ignore into burned values (?, ?, ?)",
-            [(b.key_id, b.nonce, b.sent_at_us) for b in batch.burned],
+            [(b.sent_at_us, b.key_id, b.nonce) for b in batch.burned],
         )
         execute_many(
             "insert into hole_grant values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, null, null)",
@@ -220,17 +224,28 @@ class Ledger:
             "update hole_grant set ended_at_us = ?, ended_why = ? where grant_id = ?",
             [(now_us, why, grant.grant_id) for grant, why in batch.ended],
         )
-        self._seen(batch.seen)
+        self._note_seen(batch.seen)
         execute_many(
             "insert into event (at_us, event, identity, key_id, source, target, access, reason,"
             " rule, grant_id, detail) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [_event_row(record) for record in batch.records],
         )
 
+    def _note_seen(self, seen: Iterable[tuple[str, int]]) -> None:
+        """When a key was last heard is known to the minute."""
+        worth_noting = {
+            key_id: at_us
+            for key_id, at_us in seen
+            if abs(at_us - self._seen_at_us.get(key_id, 0)) >= _SEEN_AGAIN_US
+        }
+        if worth_noting:
+            self._seen(worth_noting.items())
+            self._seen_at_us |= worth_noting
+
     def burned(self) -> Iterator[Burn]:
         """Every burned request that is still remembered."""
         with _ledger_errors():
-            for key_id, nonce, sent_at_us in self._connection.execute("select * from burned"):
+            for sent_at_us, key_id, nonce in self._connection.execute("select * from burned"):
                 yield Burn(key_id, nonce, sent_at_us)
 
     def floors(self) -> list[tuple[str, int]]:

@@ -1,8 +1,9 @@
 """One line of the record."""
 
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+
+import msgspec
 
 
 class Event(StrEnum):
@@ -33,8 +34,7 @@ class Event(StrEnum):
     DAEMON_STOPPED = "daemon.stopped"
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """An event, when it was, and whatever is known of who, whence, whereto and why.
 
     `at_us` is microseconds since the Unix epoch; addresses and accesses are in their usual text.
@@ -51,4 +51,4 @@ class Record:
     reason: str | None = None
     rule: str | None = None
     grant_id: int | None = None
-    detail: dict[str, Any] = field(default_factory=dict)
+    detail: dict[str, Any] = msgspec.field(default_factory=dict)

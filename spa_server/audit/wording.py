@@ -1,7 +1,8 @@
 """Records of what the daemon did: each leads back to hole, knock, key, person and rule."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+import msgspec
 
 from spa_protocol.access import Access
 from spa_protocol.knock import Join, Request
@@ -143,4 +144,4 @@ def severed(count: int, grants: Sequence[Grant], now_us: int, reason: str | None
     """How many sessions were destroyed when these grants, all of the same holes, had ended."""
     last = granted(Event.CONNECTION_SEVERED, grants[-1], now_us, reason)
     people = ", ".join(sorted({grant.identity for grant in grants}))
-    return replace(last, identity=people, detail={"count": count})
+    return msgspec.structs.replace(last, identity=people, detail={"count": count})

@@ -1,13 +1,13 @@
 """What a capture yields: one UDP payload and where it came from, with nothing judged yet."""
 
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from spa_protocol.layout import Address
 
 
-@dataclass(frozen=True, slots=True)
-class Datagram:
+class Datagram(msgspec.Struct, frozen=True):
     """A UDP payload as it was seen on its way, microseconds since the Unix epoch.
 
     Nothing in it is authentic. `interface` is the kernel's index of the interface it came in by, 0

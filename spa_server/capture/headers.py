@@ -13,9 +13,10 @@ least 46 bytes) is no part of it. Checksums are not looked at: a knock carries i
 """
 
 import struct
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
+
+import msgspec
 
 from spa_protocol.layout import Address
 
@@ -30,8 +31,7 @@ _IPV6 = struct.Struct(">xxxxHBx16s16s")
 _UDP = struct.Struct(">HHH")
 
 
-@dataclass(frozen=True, slots=True)
-class IpPacket:
+class IpPacket(msgspec.Struct, frozen=True):
     """A whole IP packet's addresses, its protocol number and the bytes behind its IP header."""
 
     source: Address
@@ -40,8 +40,7 @@ class IpPacket:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class UdpPacket:
+class UdpPacket(msgspec.Struct, frozen=True):
     """A whole UDP datagram."""
 
     source: Address

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from spa_server import netlink
 from spa_server.capture import CaptureError
 from spa_server.capture.datagram import Datagram
@@ -51,8 +53,7 @@ _RECEIVE_BUFFER: Final = 16 * 1024 * 1024
 _MESSAGE_SIZE: Final = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class NflogPacket:
+class NflogPacket(msgspec.Struct, frozen=True):
     """A packet as a rule logged it: the rule's prefix, the bytes from the IP header on.
 
     At most 512 bytes of the packet are copied. `interface` is the index of the interface it came

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, TypeAlias
 
+import msgspec
+
 from spa_protocol.access import Access, Protocol
 from spa_protocol.layout import TAG_SIZE, Address
 from spa_server import netlink
@@ -43,8 +45,7 @@ _PROTOCOL_AND_PORT: Final = struct.Struct(">B3xH2x")
 Lease: TypeAlias = tuple[bytes, int]
 
 
-@dataclass(frozen=True, slots=True)
-class TagLease:
+class TagLease(msgspec.Struct, frozen=True):
     """A tag, 8 bytes, whose knocks are heard for so many milliseconds."""
 
     tag: bytes
@@ -56,12 +57,15 @@ class TagLease:
         _require_end(self.timeout_ms)
 
 
-@dataclass(frozen=True, slots=True)
-class HoleLease:
-    """A hole and the milliseconds that it stays open from now."""
+class HoleLease(msgspec.Struct, frozen=True):
+    """A hole and the milliseconds that it stays open from now.
+
+    `is_new`: it should not be open yet, and then opens in a third of the time. It may be wrong.
+    """
 
     hole: Hole
     timeout_ms: int
+    is_new: bool = False
 
     def __post_init__(self) -> None:
         if self.hole.source.version != self.hole.target.version:
@@ -69,8 +73,7 @@ class HoleLease:
         _require_end(self.timeout_ms)
 
 
-@dataclass(frozen=True, slots=True)
-class LiveHole:
+class LiveHole(msgspec.Struct, frozen=True):
     """A hole as the kernel holds it, and what has come in through it.
 
     `packets` and `bytes` count the first packets of connections, and all packets to a `cut` port.
@@ -99,8 +102,7 @@ class Denial:
         return Access(Protocol(self.protocol), self.port, self.port)
 
 
-@dataclass(frozen=True, slots=True)
-class Element:
+class Element(msgspec.Struct, frozen=True):
     """One element of a set; `remaining_ms` is None where it never expires."""
 
     key: bytes
@@ -183,13 +185,21 @@ def renew(set_name: str, leases: Sequence[Lease]) -> list[Request]:
     return [*fresh, *delete(set_name, (key for key, _ in leases)), *fresh]
 
 
-def put_one(set_name: str, key: bytes, timeout_ms: int, *, replace: bool) -> list[Request]:
+def put_all(set_name: str, leases: Sequence[Lease], *, are_new: bool) -> list[Request]:
+    """Requests to add keys that are not there, or to renew them where some may be.
+
+    The transaction fails with EEXIST where one of the new is there.
+    """
+    return add(set_name, leases, only_new=True) if are_new else renew(set_name, leases)
+
+
+def put_one(set_name: str, key: bytes, timeout_ms: int, *, are_new: bool) -> list[Request]:
     """Requests to add one key that is not there, or to put another element in its place.
 
     The transaction fails with EEXIST or ENOENT where the caller was wrong about it.
     """
     added = add(set_name, [(key, timeout_ms)], only_new=True)
-    return [*delete(set_name, [key]), *added] if replace else added
+    return added if are_new else [*delete(set_name, [key]), *added]
 
 
 def dump_request(set_name: str) -> bytes:

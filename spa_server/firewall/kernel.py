@@ -5,9 +5,10 @@ import os
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
-from typing import Final, Self, TypeAlias, TypeVar
+from typing import Final, Protocol, Self, TypeAlias, TypeVar
 
 from spa_server.firewall import elements, gate, nftables
 from spa_server.firewall.elements import Denial, Element, HoleLease, Lease, LiveHole, TagLease
@@ -27,7 +28,7 @@ from spa_server.netlink import (
 TAGS_AT_ONCE: Final = elements.MAX_ELEMENTS
 # How many elements one transaction deletes: as many refusals as can wait in the socket.
 _DELETIONS_AT_ONCE: Final = 500
-_RENEWAL_ATTEMPTS: Final = 3
+_PUT_ATTEMPTS: Final = 3
 _BUSY_ATTEMPTS: Final = 10
 _BUSY_PAUSE_S: Final = 0.01
 _NFT_WITHIN_S: Final = 30
@@ -38,6 +39,10 @@ _NO_GATE: Final = "the gate does not stand"
 _T = TypeVar("_T")
 # A set's name and a key in it.
 _Key: TypeAlias = tuple[str, bytes]
+
+
+class _Put(Protocol):
+    def __call__(self, *, are_new: bool) -> list[Request]: ...
 
 
 class FirewallError(Exception):
@@ -133,9 +138,8 @@ class Gate:
         for some in _slices(tags, TAGS_AT_ONCE):
             leases = list({lease.tag: lease.timeout_ms for lease in some}.items())
             try:
-                are_new = are_new and self._add_new(elements.ADMITTED, leases)
-                if not are_new:
-                    self._renew(elements.renew(elements.ADMITTED, leases))
+                put = partial(elements.put_all, elements.ADMITTED, leases)
+                (are_new,) = self._put([(put, are_new)])
             except FirewallError as error:
                 raise AdmissionStopped(str(error), error.errno, admitted) from None
             admitted += len(some)
@@ -153,16 +157,20 @@ class Gate:
 
         Of several leases of one hole the last counts.
         """
-        timeouts = {lease.hole: lease.timeout_ms for lease in leases}
-        lasting: dict[str, list[Lease]] = {}
-        once: dict[_Key, int] = {}
-        for hole, timeout_ms in timeouts.items():
-            name, key = elements.hole_set(hole), elements.hole_key(hole)
-            if hole.once:
-                once[name, key] = timeout_ms
+        wanted = {
+            (elements.hole_set(lease.hole), elements.hole_key(lease.hole)): lease
+            for lease in leases
+        }
+        puts: list[tuple[_Put, bool]] = []
+        lasting: dict[tuple[str, bool], list[Lease]] = {}
+        for (name, key), lease in wanted.items():
+            if lease.hole.once:
+                puts.append((partial(elements.put_one, name, key, lease.timeout_ms), True))
             else:
-                lasting.setdefault(name, []).append((key, timeout_ms))
-        self._renew([r for item in lasting.items() for r in elements.renew(*item)], once)
+                lasting.setdefault((name, lease.is_new), []).append((key, lease.timeout_ms))
+        for (name, are_new), some in lasting.items():
+            puts.append((partial(elements.put_all, name, some), are_new))
+        self._put(puts)
 
     def close(self, holes: Iterable[Hole]) -> None:
         """Closes holes. One that is closed already is no error.
@@ -210,39 +218,30 @@ class Gate:
             raise _refusal(f"reading {set_name}", error) from None
         return elements.decode_elements(answers)
 
-    def _add_new(self, set_name: str, leases: Sequence[Lease]) -> bool:
-        """Adds elements in a third of the time of renewing them; False where one was there already.
+    def _put(self, puts: Sequence[tuple[_Put, bool]]) -> list[bool]:
+        """Commits puts, each with a guess whether its elements are new; what was true in the end.
 
-        Not worth trying often: the kernel takes some 10 ms to undo a transaction that fails.
+        Where they are not new, `elements.renew` has two elements with one key for as long as the
+        kernel needs to commit, and packets that are on their way just then can meet either. A
+        `once` hole would admit two connections; so it is added as new, or else deleted and added.
+        What is there may end or be taken by a packet at any time: then the kernel refuses, and the
+        other way is tried. A wrong guess is dear: to undo a transaction takes the kernel 10 ms.
         """
-        failures = self._transact(elements.add(set_name, leases, only_new=True))
-        if any(failure.number == errno.EEXIST for _, failure in failures):
-            return False
-        if failures:
-            raise _worst(f"adding to {set_name}", failures)
-        return True
-
-    def _renew(self, requests: Sequence[Request], once: Mapping[_Key, int] | None = None) -> None:
-        """Commits `elements.renew`, and single elements that must never be there twice.
-
-        `elements.renew` has two elements with one key for as long as the kernel needs to commit,
-        and packets that are on their way just then can meet either. A `once` hole would admit two
-        connections; so it is added as new, or else deleted and added. What is there may end or be
-        taken by a packet at any time: then the kernel refuses, and the other way is tried.
-        """
-        there: set[_Key | None] = set()
+        are_new = [guess for _, guess in puts]
         failures: list[tuple[int, Failure]] = []
-        for _ in range(_RENEWAL_ATTEMPTS):
-            owned: list[tuple[_Key | None, Request]] = [(None, request) for request in requests]
-            for owner, timeout_ms in (once or {}).items():
-                single = elements.put_one(*owner, timeout_ms, replace=owner in there)
-                owned += [(owner, request) for request in single]
+        for _ in range(_PUT_ATTEMPTS):
+            owned = [
+                (number, request)
+                for number, (put, _) in enumerate(puts)
+                for request in put(are_new=are_new[number])
+            ]
             failures = self._transact([request for _, request in owned])
             if not failures:
-                return
+                return are_new
             if not {failure.number for _, failure in failures} <= {errno.ENOENT, errno.EEXIST}:
                 break
-            there ^= {owned[index][0] for index, _ in failures}
+            for number in {owned[index][0] for index, _ in failures}:
+                are_new[number] = not are_new[number]
         raise _worst("adding elements", failures)
 
     def _delete(self, keys: Iterable[_Key]) -> None:

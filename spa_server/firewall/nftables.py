@@ -5,8 +5,9 @@ nft's work, set elements are in `elements`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from spa_server import netlink
 from spa_server.firewall.gate import TABLE
@@ -45,8 +46,7 @@ _COUNTER_BYTES: Final = 1
 _COUNTER_PACKETS: Final = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """One message of a transaction: its type, its flags, and its attributes as bytes."""
 
     kind: int
@@ -54,8 +54,7 @@ class Request:
     content: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
+class Count(msgspec.Struct, frozen=True):
     """What a counter has counted."""
 
     packets: int

@@ -12,8 +12,9 @@ The rules, in words:
 5.  `once` counts when the rule or the request says so. It cannot be had where sessions are cut.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+
+import msgspec
 
 from spa_protocol.access import Access
 from spa_protocol.layout import Address
@@ -21,8 +22,7 @@ from spa_protocol.reason import Code
 from spa_server.policy.model import Allow, Network, Policy, Sessions
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(msgspec.Struct, frozen=True):
     """One access of one knock. `key_lives_s` is None for a key that does not expire."""
 
     roles: frozenset[str]
@@ -33,8 +33,7 @@ class Question:
     key_lives_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class NearMiss:
+class NearMiss(msgspec.Struct, frozen=True):
     """A rule that came near, and the one condition that failed."""
 
     rule: Allow
@@ -42,8 +41,7 @@ class NearMiss:
     condition: str
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """Granted by `rule` for `lifetime_s` seconds, or refused with the code and what came near."""
 
     code: Code
@@ -72,21 +70,35 @@ def decide(policy: Policy, shared: Iterable[Network], question: Question) -> Dec
         return Decision(Code.SHARED_SOURCE)
     if question.key_lives_s is not None and question.key_lives_s < 1:
         return Decision(Code.EXPIRED)
-    candidates = [
-        allow
-        for name in sorted(question.roles)
-        if (role := policy.roles.get(name)) is not None
-        for allow in role.allows
-        if allow.covers(question.access)
-    ]
-    misses = {allow.path: miss for allow in candidates if (miss := _near_miss(allow, question))}
-    fitting = [allow for allow in candidates if allow.path not in misses]
-    if not fitting:
-        near = tuple(misses.values())
-        return Decision(near[0].code if near else Code.NO_ROLE, near=near)
-    best = max(fitting, key=lambda allow: (not allow.once, _lifetime(allow, question)))
-    once = best.once or question.once
-    return Decision(Code.GRANTED, best, _lifetime(best, question), once)
+    near: list[NearMiss] = []
+    best = Decision(Code.NO_ROLE)
+    for allow in _candidates(policy, question):
+        miss = _near_miss(allow, question)
+        if miss is not None:
+            near.append(miss)
+            continue
+        once = allow.once or question.once
+        found = Decision(Code.GRANTED, allow, _lifetime(allow, question), once)
+        if _rank(found) > _rank(best):
+            best = found
+    if best.granted or not near:
+        return best
+    return Decision(near[0].code, near=tuple(near))
+
+
+def _candidates(policy: Policy, question: Question) -> Iterator[Allow]:
+    """The rules of the identity's roles that are about what is asked for."""
+    for name in sorted(question.roles):
+        role = policy.roles.get(name)
+        for allow in role.allows if role else ():
+            if allow.covers(question.access):
+                yield allow
+
+
+def _rank(decision: Decision) -> tuple[bool, bool, int]:
+    """Rule 3, and before it that one was found at all."""
+    rule = decision.rule
+    return rule is not None, rule is not None and not rule.once, decision.lifetime_s
 
 
 def _near_miss(allow: Allow, question: Question) -> NearMiss | None:

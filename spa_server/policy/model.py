@@ -51,7 +51,10 @@ class Allow:
 
     def covers(self, access: Access) -> bool:
         """Whether every port asked for belongs to one of the rule's services."""
-        return any(access in allowed for allowed in self.accesses)
+        for allowed in self.accesses:  # noqa: SIM110 - twice as fast as any(), and asked of every rule
+            if access in allowed:
+                return True
+        return False
 
 
 @dataclass(frozen=True, slots=True)
