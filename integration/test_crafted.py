@@ -525,7 +525,8 @@ def test_tcpdump_heard_what_the_daemon_heard(scene: Scene) -> None:
         for line in scene.site.events("knock")
         if line["source"] and ip_address(line["source"]) in ours
     ]
-    assert recorded == expected
+    # Refusals of what nobody signed are kept apart: the two files have no common order in a batch.
+    assert sorted(recorded, key=str) == sorted(expected, key=str)
 
 
 # Junk in numbers

@@ -401,7 +401,9 @@ class Asking:
 
     def findings(self) -> list[str]:
         """The names of what `check` finds."""
-        done = self.site.server("check", "--json", check=False)
+        of_no_matter = ("daemon-not-running", "role-unused", "rule-without-listener")
+        ignored = [option for name in of_no_matter for option in ("--ignore", name)]
+        done = self.site.server("check", "--json", *ignored, check=False)
         names = [finding["name"] for finding in json.loads(done.stdout)]
         assert done.returncode == (1 if names else 0)
         return names
@@ -434,11 +436,11 @@ def test_check_goes_with_the_operator_from_nothing_to_a_sound_host(asking: Askin
     assert asking.findings() == ["nobody-enrolled", "gate-not-loaded"]
     told = asking.ask("check", exit_code=1).splitlines()
     assert told[0].startswith("error: nobody-enrolled: no key is enrolled")
-    assert told[1] == "  -> spa-keys enroll IDENTITY --key '...' --role ROLE"
+    assert "  -> spa-keys enroll IDENTITY --key '...' --role ROLE" in told
     site.enrol_key("alice", asking.alice.generate(), "clerk")
     assert asking.findings() == ["nobody-reaches-ssh", "gate-not-loaded"]
     site.keys("grant", "alice", "oops")
-    assert asking.findings() == ["nobody-reaches-ssh", "unknown-role", "gate-not-loaded"]
+    assert asking.findings() == ["nobody-reaches-ssh", "gate-not-loaded", "unknown-role"]
     site.keys("ungrant", "alice", "oops")
     site.keys("grant", "alice", "ops")
     assert asking.findings() == ["gate-not-loaded"]
@@ -446,26 +448,28 @@ def test_check_goes_with_the_operator_from_nothing_to_a_sound_host(asking: Askin
     assert asking.findings() == ["gate-not-confirmed"]
     site.server("gate", "confirm")
     assert asking.findings() == []
-    assert asking.ask("check") == "nothing found: policy, registry and gate fit together\n"
+    assert asking.ask("check", "--only", "gate-not-confirmed") == "nothing found\n"
 
 
 def test_explain_says_why_a_knock_would_be_granted(asking: Asking) -> None:
     said = asking.ask("explain", "alice", "tcp/22", "--from", "10.77.1.2", "--lifetime", "2h")
-    assert said == (
-        "alice (roles: clerk, ops) may reach tcp/22 from 10.77.1.2: "
-        "allowed by roles.ops.allow[0] for 3600 s\n"
+    first, *more = said.splitlines()
+    assert first.startswith("alice (roles: clerk, ops) may reach tcp/22 from 10.77.1.2 at ")
+    assert first.endswith(
+        f": allowed by roles.ops.allow[0] ({asking.site.directory}/policy.toml:5) for 1h"
     )
+    assert "  why 1h: that is the most that the rule gives; 2h is asked for" in more
     once = asking.ask("explain", "alice", "tcp/22", "--from", "10.77.1.2", "--once")
-    assert once.endswith("for 30 s, for one connection\n")
+    assert once.splitlines()[0].endswith(" for 30s, for one connection")
     granted = asking.ask_json("explain", "alice", "tcp/22", "--from", "10.77.1.2")
-    assert granted == {
+    names = ("identity", "roles", "granted", "code", "rule", "line", "lifetime_s", "once", "near")
+    assert {name: granted[name] for name in names} == {
         "identity": "alice",
         "roles": ["clerk", "ops"],
-        "source": "10.77.1.2",
-        "access": "tcp/22",
         "granted": True,
-        "reason": "granted",
+        "code": "granted",
         "rule": "roles.ops.allow[0]",
+        "line": 5,
         "lifetime_s": 30,
         "once": False,
         "near": [],
@@ -474,20 +478,20 @@ def test_explain_says_why_a_knock_would_be_granted(asking: Asking) -> None:
 
 def test_explain_says_what_came_near_where_it_would_be_refused(asking: Asking) -> None:
     question = ("explain", "alice", "tcp/22", "--from", "192.0.2.9")
-    assert asking.ask(*question, exit_code=1) == (
-        "alice (roles: clerk, ops) may not reach tcp/22 from 192.0.2.9: "
-        "roles.ops.allow[0]: only from 10.77.0.0/16, not from 192.0.2.9\n"
-    )
+    first, second, third = asking.ask(*question, exit_code=1).splitlines()
+    assert first.startswith("alice (roles: clerk, ops) may not reach tcp/22 from 192.0.2.9 at ")
+    assert first.endswith(": not allowed from this source")
+    condition = "only from 10.77.0.0/16, not 192.0.2.9"
+    assert second == f"  roles.ops.allow[0] ({asking.site.directory}/policy.toml:5): {condition}"
+    assert third == f'  the client is told: "{condition}"'
     refused = asking.ask_json(*question, exit_code=1)
     assert (refused["granted"], refused["rule"], refused["lifetime_s"]) == (False, None, 0)
-    assert refused["near"] == [
-        {
-            "rule": "roles.ops.allow[0]",
-            "condition": "only from 10.77.0.0/16, not from 192.0.2.9",
-        }
+    assert [(near["rule"], near["condition"]) for near in refused["near"]] == [
+        ("roles.ops.allow[0]", condition)
     ]
     nothing_near = asking.ask("explain", "alice", "tcp/23", "--from", "10.77.1.2", exit_code=1)
-    assert nothing_near.endswith(": no role allows it\n")
+    assert nothing_near.splitlines()[0].endswith(": no role allows it")
+    assert nothing_near.endswith("  no rule of any role covers tcp/23\n")
     unknown = asking.site.server("explain", "carol", "tcp/22", "--from", "10.77.1.2", check=False)
     assert (unknown.returncode, unknown.stdout) == (1, "")
     assert unknown.stderr == "spa-server: there is no identity 'carol'; see: spa-keys list\n"

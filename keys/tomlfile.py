@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from keys.text import printable
 from keys.trouble import Trouble
 
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
@@ -30,7 +31,7 @@ class FileProblem(Trouble):
 
     def __init__(self, path: Path, where: str, problem: str, hint: str = "") -> None:
         place = f"{path}: {where.lstrip('.')}" if where else f"{path}"
-        super().__init__(f"{place}: {problem}", hint)
+        super().__init__(printable(f"{place}: {problem}"), hint)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -44,7 +45,8 @@ def read(path: Path) -> dict[str, Any]:
 def read_text(path: Path) -> str | None:
     """The file's text, or None where there is none. Raises FileProblem."""
     try:
-        return path.read_text(encoding="utf-8")
+        # Not read as text: there a lone carriage return ends a line, and with it a comment.
+        return path.read_bytes().decode("utf-8").replace("\r\n", "\n")
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:
@@ -57,7 +59,9 @@ def parse(text: str, path: Path) -> dict[str, Any]:
     """TOML as plain values; `path` is for the message. Raises FileProblem."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise FileProblem(path, "", "not TOML: nested too deeply") from None
+    except ValueError as error:  # also of a number that has too many digits for Python
         raise FileProblem(path, "", f"not TOML: {lower_first(str(error))}") from None
 
 

@@ -15,6 +15,7 @@ from spa_protocol.publickey import Sender
 
 EPOCHS_AROUND: Final = 2
 _EPOCH_US: Final = EPOCH_S * 1_000_000
+_TABLES: Final = 64
 
 
 class Tag(msgspec.Struct, frozen=True):
@@ -22,6 +23,35 @@ class Tag(msgspec.Struct, frozen=True):
 
     value: bytes
     until_us: int
+
+
+class _Names:
+    """The tags of one epoch, and the key that each one names.
+
+    In many small tables: one of 100,000 takes milliseconds to grow or to be let go, and a knock
+    would have to wait.
+    """
+
+    def __init__(self) -> None:
+        self._tables: list[dict[bytes, Sender]] = [{} for _ in range(_TABLES)]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (tag for table in self._tables for tag in tuple(table))
+
+    def find(self, tag: bytes) -> Sender | None:
+        return self._tables[tag[0] % _TABLES].get(tag) if tag else None
+
+    def enter(self, tag: bytes, sender: Sender) -> None:
+        self._tables[tag[0] % _TABLES][tag] = sender
+
+    def remove(self, tag: bytes) -> bool:
+        return self._tables[tag[0] % _TABLES].pop(tag, None) is not None
+
+    def let_go(self) -> Iterator[None]:
+        """Table by table, so that the caller can breathe."""
+        while self._tables:
+            self._tables.pop().clear()
+            yield
 
 
 def window(now_us: int) -> range:
@@ -40,7 +70,7 @@ class Admission:
 
     def __init__(self) -> None:
         self._senders: dict[str, Sender] = {}
-        self._by_tag: dict[int, dict[bytes, Sender]] = {}
+        self._by_tag: dict[int, _Names] = {}
 
     def __len__(self) -> int:
         return len(self._senders)
@@ -50,8 +80,8 @@ class Admission:
 
     def find(self, tag: bytes) -> Sender | None:
         """The key that bears this tag in an admitted epoch."""
-        for tags in self._by_tag.values():
-            sender = tags.get(tag)
+        for names in self._by_tag.values():
+            sender = names.find(tag)
             if sender is not None:
                 return sender
         return None
@@ -67,7 +97,7 @@ class Admission:
         if sender is None:
             return []
         gone = [(epoch, sender.pair.tag_at(epoch)) for epoch in self._by_tag]
-        return [tag for epoch, tag in gone if self._by_tag[epoch].pop(tag, None) is not None]
+        return [tag for epoch, tag in gone if self._by_tag[epoch].remove(tag)]
 
     def missing_epochs(self, now_us: int, ahead: int = 0) -> list[int]:
         """The epochs of the window, and `ahead` more, that are not loaded yet."""
@@ -80,7 +110,7 @@ class Admission:
 
         It ends early when the epoch is dropped meanwhile.
         """
-        self._by_tag.setdefault(epoch, {})
+        self._by_tag.setdefault(epoch, _Names())
         for key_id in tuple(self._senders):
             if epoch not in self._by_tag:
                 return
@@ -88,12 +118,15 @@ class Admission:
             if sender is not None:
                 yield self._name(sender, epoch)
 
-    def drop_outside(self, now_us: int, ahead: int = 0) -> None:
-        """Forgets the tags of epochs that are over, or that a clock set back has put far ahead."""
+    def drop_outside(self, now_us: int, ahead: int = 0) -> Iterator[None]:
+        """Forgets the tags of epochs that are over, or that a clock set back has put far ahead.
+
+        At once; then lets go of the memory, a little at a time so that the caller can breathe.
+        """
         epochs = window(now_us)
         keep = range(epochs.start, epochs.stop + ahead)
-        for epoch in [epoch for epoch in self._by_tag if epoch not in keep]:
-            del self._by_tag[epoch]
+        over = [self._by_tag.pop(epoch) for epoch in tuple(self._by_tag) if epoch not in keep]
+        return (None for names in over for _ in names.let_go())
 
     def drop_all(self) -> None:
         """Forgets every tag, though not the keys: they are to be named anew."""
@@ -101,13 +134,13 @@ class Admission:
 
     def tags(self) -> Iterator[Tag]:
         """Every tag that is loaded, for a set that has been lost."""
-        for epoch, tags in self._by_tag.items():
+        for epoch, names in self._by_tag.items():
             until_us = admitted_until_us(epoch)
-            yield from (Tag(value, until_us) for value in tuple(tags))
+            yield from (Tag(value, until_us) for value in names)
 
     def _name(self, sender: Sender, epoch: int) -> Tag:
         value = sender.pair.tag_at(epoch)
-        self._by_tag[epoch][value] = sender
+        self._by_tag[epoch].enter(value, sender)
         return Tag(value, admitted_until_us(epoch))
 
 

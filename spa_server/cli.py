@@ -6,7 +6,7 @@ import click
 
 from keys.console import Program
 from spa_protocol import __version__
-from spa_server.commands import asking, gate, host
+from spa_server.commands import asking, audit, check, explain, gate, host, policy
 from spa_server.commands.common import PATH, PROGRAM
 from spa_server.config import CONFIG_VARIABLE
 
@@ -48,9 +48,10 @@ for command in (
     host.close,
     host.reload,
     gate.gate,
-    asking.explain,
-    asking.audit,
-    asking.check,
+    policy.policy,
+    explain.explain,
+    audit.audit,
+    check.check,
     asking.inspect,
 ):
     main.add_command(command)

@@ -4,7 +4,8 @@ Every key has a default; an empty file is a working configuration.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -21,7 +22,15 @@ from spa_server.policy.model import Network
 CONFIG_PATH: Final = Path("/etc/spa/server.toml")
 CONFIG_VARIABLE: Final = "SPA_SERVER_CONFIG"
 _INTERFACE_PREFIX: Final = "interface:"
+_NoneOrMore = Annotated[int, msgspec.Meta(ge=0)]
 _Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+
+
+class Mode(StrEnum):
+    """What the gate does with what the policy does not allow."""
+
+    ENFORCE = "enforce"
+    OBSERVE = "observe"
 
 
 class _ServerFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -34,12 +43,21 @@ class _ServerFile(msgspec.Struct, forbid_unknown_fields=True):
     outer: list[str] | None = None
     shared_sources: list[str] = []
     freshness: str = f"{DEFAULT_FRESHNESS_S}s"
+    mode: str = Mode.ENFORCE
+    observe: list[str] = []
+    retention_days: _NoneOrMore = 400
+    retention_mb: _NoneOrMore = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The settings of one host. `outer` None: the interfaces that have a default route."""
+    """The settings of one host, as `path` has them.
 
+    `outer` None: the interfaces that have a default route. `observe` names services of the policy
+    which are observed whatever the mode is.
+    """
+
+    path: Path
     policy: Path
     key: Path
     database: Path
@@ -49,6 +67,10 @@ class Config:
     outer: tuple[str, ...] | None
     shared_sources: tuple[Network, ...]
     freshness_s: float
+    mode: Mode
+    observe: tuple[str, ...]
+    retention_days: int
+    retention_mb: int
 
     @property
     def gate_wanted(self) -> Path:
@@ -73,8 +95,17 @@ def load_config(path: Path | None = None) -> Config:
     """
     in_environment = os.environ.get(CONFIG_VARIABLE)
     named = path or (Path(in_environment) if in_environment else None)
-    path = named or CONFIG_PATH
-    value = {} if named is None and not path.exists() else tomlfile.read(path)
+    return _load(named or CONFIG_PATH, may_be_missing=named is None)
+
+
+def reread(config: Config) -> Config:
+    """The same with `mode` and `observe` as the file has them now. Raises FileProblem."""
+    now = _load(config.path, may_be_missing=config.path == CONFIG_PATH)
+    return replace(config, mode=now.mode, observe=now.observe)
+
+
+def _load(path: Path, *, may_be_missing: bool) -> Config:
+    value = {} if may_be_missing and not path.exists() else tomlfile.read(path)
     read = convert(value, _ServerFile, path, "")
     interface = read.capture.removeprefix(_INTERFACE_PREFIX)
     if read.capture != "nflog" and (interface == read.capture or not is_interface_name(interface)):
@@ -82,8 +113,11 @@ def load_config(path: Path | None = None) -> Config:
     for name in read.outer or ():
         if not is_interface_name(name):
             raise FileProblem(path, "outer", f"{name!r} is no name of a network interface")
+    if read.mode not in set(Mode):
+        raise FileProblem(path, "mode", 'expected "enforce" or "observe"')
     home = path.absolute().parent
     return Config(
+        path=path.absolute(),
         policy=home / read.policy,
         key=home / read.key,
         database=home / read.database,
@@ -95,6 +129,10 @@ def load_config(path: Path | None = None) -> Config:
             parse_network(text, path, "shared_sources") for text in read.shared_sources
         ),
         freshness_s=_freshness(read.freshness, path),
+        mode=Mode(read.mode),
+        observe=tuple(read.observe),
+        retention_days=read.retention_days,
+        retention_mb=read.retention_mb,
     )
 
 

@@ -1,7 +1,8 @@
 """Connections as the gate logs them: permitted, severed or denied, with a name where there is one.
 
 The first packet of a permitted connection is logged to group 622, that of a denied (source,
-protocol, port) to group 623: docs/architecture.md, "In the kernel".
+protocol, port) to group 623, also where the gate observes and lets it in: docs/architecture.md,
+"In the kernel".
 """
 
 import struct
@@ -26,6 +27,7 @@ MAX_REMEMBERED: Final = 65_536
 _IPV4 = struct.Struct(">B8xB2x4s4s")
 _IPV6 = struct.Struct(">6xBx16s16s")
 _PORTS = struct.Struct(">HH")
+_DENIALS: Final = {"deny": Event.CONNECTION_DENIED, "would-deny": Event.CONNECTION_WOULD_DENY}
 _OTHERS: Final = {33: "dccp", 136: "udplite"}
 
 
@@ -63,6 +65,28 @@ def parse_flow(packet: bytes) -> Flow | None:
     return Flow(ends[0], source_port, ends[1], protocol, port) if known else None
 
 
+class Denials:
+    """What was denied, and what would have been: two tallies, so that neither crowds the other out.
+
+    A kind is the source, the target and the access.
+    """
+
+    def __init__(self) -> None:
+        self.of: dict[Event, Tally[tuple[str, str, str]]] = {
+            Event.CONNECTION_DENIED: Tally(),
+            Event.CONNECTION_WOULD_DENY: Tally(),
+        }
+
+    def due_at_us(self) -> int | None:
+        """When the interval of either is over; None while nothing was counted."""
+        dues = (tally.due_at_us() for tally in self.of.values())
+        return min((due_us for due_us in dues if due_us is not None), default=None)
+
+    def is_due(self, now_us: int) -> bool:
+        """Whether the interval of either is over."""
+        return any(tally.is_due(now_us) for tally in self.of.values())
+
+
 class ConnectionLog:
     """Turns logged packets into records. `holders` gives the grants that hold a hole open.
 
@@ -73,7 +97,7 @@ class ConnectionLog:
     def __init__(self, holders: Callable[[Hole], list[Grant]]) -> None:
         self._holders = holders
         self._remembered: dict[Flow, list[Grant]] = {}
-        self.denials: Tally[tuple[str, str, str]] = Tally()
+        self.denials = Denials()
 
     def permitted(self, packets: Sequence[NflogPacket], now_us: int) -> list[Record]:
         """A record for each connection let through, or severed."""
@@ -82,22 +106,25 @@ class ConnectionLog:
 
     def denied(self, packets: Sequence[NflogPacket], now_us: int) -> list[Record]:
         """Records of denied connections: the first of a kind at once, the others counted."""
-        flows = (parse_flow(logged.packet) for logged in packets)
         records = []
-        for flow in flows:
+        for logged in packets:
+            flow = parse_flow(logged.packet)
             if flow is None:
                 continue
+            event = _DENIALS.get(logged.prefix, Event.CONNECTION_DENIED)
             kind = (str(flow.source), str(flow.target), flow.access)
-            if self.denials.is_first(kind, now_us):
-                records.append(_denied(*kind, now_us, {"source_port": flow.source_port}))
+            if self.denials.of[event].is_first(kind, now_us):
+                records.append(_denied(event, kind, now_us, {"source_port": flow.source_port}))
         return records
 
     def further_denied(self, now_us: int) -> list[Record]:
         """How many more were denied than were written one by one."""
-        further, beyond = self.denials.take()
-        records = [_denied(*kind, now_us, {"further": n}) for kind, n in further.items()]
-        if beyond:
-            records.append(Record(Event.CONNECTION_DENIED, now_us, detail={"further": beyond}))
+        records = []
+        for event, tally in self.denials.of.items():
+            further, beyond = tally.take()
+            records += [_denied(event, kind, now_us, {"further": n}) for kind, n in further.items()]
+            if beyond:
+                records.append(Record(event, now_us, detail={"further": beyond}))
         return records
 
     def _through(self, flow: Flow, severed: bool, now_us: int) -> Record:
@@ -140,8 +167,7 @@ class ConnectionLog:
 
 
 def _denied(
-    source: str, target: str, access: str, now_us: int, detail: dict[str, object]
+    event: Event, kind: tuple[str, str, str], now_us: int, detail: dict[str, object]
 ) -> Record:
-    return Record(
-        Event.CONNECTION_DENIED, now_us, source=source, target=target, access=access, detail=detail
-    )
+    source, target, access = kind
+    return Record(event, now_us, source=source, target=target, access=access, detail=detail)

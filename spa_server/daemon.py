@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from keys.tomlfile import FileProblem
@@ -34,6 +35,7 @@ from spa_server.firewall.watch import RulesetWatch
 from spa_server.guard import Guard
 
 _AT_ONCE: Final = 256
+_DRIFT_EVERY_S: Final = 300.0
 
 
 class _Readable(Protocol):
@@ -53,6 +55,7 @@ class Daemon:
         self._config = config
         self._timer: asyncio.TimerHandle | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._drifting: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -70,8 +73,9 @@ class Daemon:
                 await self._stopping.wait()
                 self._guard.stop()
         finally:
-            if self._loading is not None:
-                self._loading.cancel()
+            for task in (self._loading, self._drifting):
+                if task is not None:
+                    task.cancel()
             await control.stop()
 
     async def _begin(self, stack: ExitStack) -> None:
@@ -102,6 +106,18 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, lambda: self._safely(self._reload))
         self._after()
         _tell_systemd("READY=1")
+        self._drifting = asyncio.create_task(self._watch_drift())
+
+    async def _watch_drift(self) -> None:
+        """Looks for drift at once, and then every few minutes: in a thread, since it blocks."""
+        while True:
+            try:
+                drift = await asyncio.to_thread(self._guard.drift())
+            except Exception:
+                traceback.print_exc()  # the daemon lives on without
+            else:
+                self._safely(partial(self._guard.drifted, drift))
+            await asyncio.sleep(_DRIFT_EVERY_S)
 
     def _open(self, stack: ExitStack, source: R) -> R:
         stack.enter_context(closing(source))

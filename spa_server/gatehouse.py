@@ -9,23 +9,43 @@ deletes both before the table, so that no message between the programs is needed
 
 from ipaddress import ip_network
 
-from spa_server.config import Config
+from keys.tomlfile import FileProblem
+from spa_server.config import Config, Mode, reread
+from spa_server.firewall.gate import observed_in
 from spa_server.firewall.kernel import Gate
-from spa_server.firewall.plan import AlwaysOpen, GatePlan
+from spa_server.firewall.plan import AlwaysOpen, GatePlan, Observed
 from spa_server.firewall.routes import outer_interfaces
+from spa_server.hole import Hole
 from spa_server.policy.model import AlwaysOpenRule, Policy
 
 _ANYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 
 
 def plan_gate(config: Config, policy: Policy) -> GatePlan:
-    """The gate that the configuration and the policy ask for, on this host as it is routed now."""
+    """The gate that the configuration and the policy ask for, on this host as it is routed now.
+
+    Raises FileProblem, as `plan_observed` does.
+    """
     outer = config.outer if config.outer is not None else outer_interfaces()
     return GatePlan(
         knock_port=config.knock_port,
         always_open=tuple(opening for rule in policy.always_open for opening in _openings(rule)),
         cut=policy.cut,
         outer=outer,
+        observed=plan_observed(config, policy),
+    )
+
+
+def plan_observed(config: Config, policy: Policy) -> Observed:
+    """Which ports are observed. Raises FileProblem for a service that the policy has not got."""
+    unknown = next((name for name in config.observe if name not in policy.services), None)
+    if unknown is not None:
+        known = ", ".join(sorted(policy.services)) or "none"
+        problem = f"no service {unknown!r} in {config.policy}; known: {known}"
+        raise FileProblem(config.path, "observe", problem)
+    return Observed(
+        everything=config.mode is Mode.OBSERVE,
+        accesses=tuple(access for name in config.observe for access in policy.services[name]),
     )
 
 
@@ -37,6 +57,9 @@ def _openings(rule: AlwaysOpenRule) -> list[AlwaysOpen]:
 class Gatehouse:
     """The gate and the two marks about it.
 
+    In `config`, `mode` and `observe` are those that the gate is applied with; what server.toml says
+    by now is not known before it is reread.
+
     While `held` is set the gate is as nft once listed it, and not as the policy would have it: a
     daemon that began during a trial knows no policy to go back to.
     """
@@ -44,8 +67,10 @@ class Gatehouse:
     def __init__(self, config: Config, gate: Gate) -> None:
         self.config = config
         self.held: str | None = None
+        self.listed: str | None = None  # how nft listed the gate when it had just been applied
         self._gate = gate
         self._plan: GatePlan | None = None
+        self._before_trial: Config | None = None
 
     @property
     def is_wanted(self) -> bool:
@@ -57,14 +82,47 @@ class Gatehouse:
         """Whether the gate in force waits to be confirmed."""
         return self.config.gate_pending.exists()
 
+    @property
+    def observed(self) -> Observed:
+        """Which ports the gate in force observes."""
+        if self.held is not None:
+            return observed_in(self.held)
+        if self._plan is None:
+            return Observed(everything=self.config.mode is Mode.OBSERVE)
+        return self._plan.observed
+
+    def cuts(self, hole: Hole) -> bool:
+        """Whether a session may be cut when its hole ends: where the gate observes, it may not."""
+        return hole.access not in self.observed
+
+    def reread(self, policy: Policy) -> None:
+        """Takes `mode` and `observe` from server.toml anew, to be applied with a policy.
+
+        Raises FileProblem, and keeps what it had.
+        """
+        config = reread(self.config)
+        plan_observed(config, policy)
+        if self.is_on_trial and self._before_trial is None:
+            self._before_trial = self.config
+        self.config = config
+
+    def confirm(self) -> None:
+        """The trial is over: what was reread stays."""
+        self._before_trial = None
+
+    def take_back(self) -> None:
+        """The trial is over: `mode` and `observe` are what they were before it, to be applied."""
+        self.config, self._before_trial = self._before_trial or self.config, None
+
     def apply(self, policy: Policy) -> None:
-        """Loads the gate, in place where one is loaded. Raises FirewallError."""
+        """Loads the gate, in place where one is loaded. Raises FirewallError, or FileProblem."""
         if self.held is not None:
             self._gate.restore(self.held)
-            return
-        plan = plan_gate(self.config, policy)
-        self._gate.apply(plan)
-        self._plan = plan
+        else:
+            plan = plan_gate(self.config, policy)
+            self._gate.apply(plan)
+            self._plan = plan
+        self.listed = self._gate.ruleset()
 
     def is_out_of_date(self, policy: Policy) -> bool:
         """Whether the plan would be another now than when it was applied."""

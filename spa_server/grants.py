@@ -25,7 +25,10 @@ from spa_server.policy.model import Sessions
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """One access that was granted. `grant_id` is the ledger's; `ends_at_s` is monotonic."""
+    """One access that was granted. `grant_id` is the ledger's; `ends_at_s` is monotonic.
+
+    `declared` and `touched` are what the knock brought: a policy that comes later may require it.
+    """
 
     grant_id: int
     key_id: str
@@ -39,6 +42,8 @@ class Grant(msgspec.Struct, frozen=True):
     opened_at_us: int
     expires_at_us: int
     ends_at_s: float
+    declared: bool = False
+    touched: bool = False
 
     @property
     def holes(self) -> Iterator[Hole]:
@@ -92,6 +97,7 @@ class GrantBook:
     def __init__(self) -> None:
         self._grants: dict[int, Grant] = {}
         self._by_hole: dict[Hole, _Holders] = {}
+        self._by_identity: dict[str, dict[int, Grant]] = {}
         self._by_end: list[tuple[float, int]] = []
 
     def __len__(self) -> int:
@@ -106,6 +112,7 @@ class GrantBook:
         new: list[Hole] = []
         for grant in grants:
             self._grants[grant.grant_id] = grant
+            self._by_identity.setdefault(grant.identity, {})[grant.grant_id] = grant
             for hole in grant.holes:
                 holders = self._by_hole.get(hole)
                 if holders is None:
@@ -150,6 +157,10 @@ class GrantBook:
         """The grants that hold a hole open."""
         return [self._grants[grant_id] for grant_id in self._by_hole.get(hole, ())]
 
+    def held_by(self, identity: str) -> list[Grant]:
+        """An identity's grants."""
+        return list(self._by_identity.get(identity, {}).values())
+
     def where(self, wanted: Callable[[Grant], bool]) -> list[Grant]:
         """The grants for which something holds, oldest first."""
         return [grant for grant in self._grants.values() if wanted(grant)]
@@ -162,6 +173,9 @@ class GrantBook:
         for grant in grants:
             if self._grants.pop(grant.grant_id, None) is None:
                 continue
+            self._by_identity[grant.identity].pop(grant.grant_id)
+            if not self._by_identity[grant.identity]:
+                del self._by_identity[grant.identity]
             for hole in grant.holes:
                 self._by_hole[hole].discard(grant)
                 if not self._by_hole[hole]:

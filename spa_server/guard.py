@@ -4,50 +4,61 @@ No event loop and no socket to clients in here: spa_server/daemon.py waits and c
 reads the clock once, acts and returns; what failed for a while is tried again at the next `tick`.
 """
 
-import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple
 
 from keys import schema, serverkey
-from keys.registry import JoinRefusal, Registry
+from keys.registry import Registry
 from keys.tomlfile import FileProblem
-from spa_protocol.knock import Join
 from spa_protocol.layout import EPOCH_S, Address, epoch_of
-from spa_protocol.publickey import Sender
-from spa_protocol.reason import Status
 from spa_server import clock, sessions, trial
-from spa_server.admission import Admission, Tag
+from spa_server.admission import Admission
+from spa_server.alignment.drift import find_drift
+from spa_server.alignment.finding import Finding, changes
+from spa_server.audit.checkpoint import record_key
+from spa_server.audit.denials import Denials, beside
 from spa_server.audit.ledger import Ledger, LedgerError
 from spa_server.audit.record import Event, Record
+from spa_server.audit.reserve import Reserve
+from spa_server.audit.retention import Retention
+from spa_server.audit.upkeep import Upkeep, note_in
 from spa_server.capture.datagram import Datagram
 from spa_server.capture.nflog import NflogPacket
 from spa_server.config import Config
 from spa_server.connections import ConnectionLog
 from spa_server.directory import Directory
 from spa_server.doorkeeper import Moment
-from spa_server.firewall.elements import TagLease
 from spa_server.firewall.kernel import FirewallError, Gate
 from spa_server.firewall.routes import is_local_unicast
 from spa_server.gatehouse import Gatehouse
 from spa_server.grants import Grant
 from spa_server.hole import Hole
 from spa_server.holekeeper import HoleKeeper
+from spa_server.joining import admit_key
 from spa_server.policy.decide import Question, decide
-from spa_server.policy.load import load_policy
 from spa_server.policy.model import Policy
-from spa_server.reception import Answerer, Joined, Reception
-from spa_server.replay import REMEMBER_US, ReplayWindow
+from spa_server.reception import Answerer, Reception
+from spa_server.replay import ReplayWindow
+from spa_server.rulebook import Rulebook
 from spa_server.ruling import Terms
+from spa_server.tags import TagKeeper
 
-EPOCHS_AHEAD: Final = 1
-_TAGS_AT_ONCE: Final = 250  # about a millisecond, for which a knock may have to wait
 _RETRY_S: Final = 1.0
 _CLOCK_STEP_US: Final = 1_000_000
 _NOT_CONFIRMED: Final = "the new one was not confirmed"
 _BUSY_MS: Final = 1000
 _ADDRESSES_REMEMBERED: Final = 4096
+_DRIFT_RECORDED: Final = 100
+
+
+class Drift(NamedTuple):
+    """What was found, by which policy and which listing of the gate."""
+
+    policy: Policy
+    planned: str | None
+    findings: list[Finding]
 
 
 class Guard:
@@ -56,16 +67,32 @@ class Guard:
 
     def __init__(self, config: Config, answer: Answerer) -> None:
         self.config = config
-        self.policy = load_policy(config.policy)
         connection = schema.connect(config.database)
         connection.execute(f"pragma busy_timeout = {_BUSY_MS}")
         self.registry = Registry(connection)
+        self.rulebook = Rulebook(config, self.registry.roles_of)
+        self.policy = self.rulebook.begin()
+        self.denials = Denials(beside(config.database))
         self.ledger = Ledger(
-            connection, self.registry.seen, unrecorded=config.unrecorded, boot_id=clock.boot_id()
+            connection,
+            self.registry.seen,
+            unrecorded=config.unrecorded,
+            boot_id=clock.boot_id(),
+            denials=self.denials,
+        )
+        server_key = serverkey.load(config.key)
+        self.upkeep = Upkeep(
+            self.ledger,
+            record_key(server_key.secret),
+            keep=Retention(config.retention_days or None, config.retention_mb or None),
+            denials=self.denials,
+            reserve=Reserve(connection, config.database),
+            note=note_in(config.control.parent),
         )
         self.admission = Admission()
-        self.directory = Directory(self.registry, serverkey.load(config.key), self.admission)
+        self.directory = Directory(self.registry, server_key, self.admission)
         self.gate = Gate()
+        self.tags = TagKeeper(self.admission, self.gate, self._firewall)
         self.gatehouse = Gatehouse(config, self.gate)
         self.keeper = HoleKeeper(self.gate, self.ledger, self._sever, clock.monotonic_s)
         self.connections = ConnectionLog(self.keeper.book.holders)
@@ -75,7 +102,7 @@ class Guard:
             ledger=self.ledger,
             keeper=self.keeper,
             owner_of=self.directory.owner,
-            join=self._join,
+            join=partial(admit_key, self.registry, self._refresh_directory),
             answer=answer,
             terms=self._terms(),
             monotonic_s=clock.monotonic_s,
@@ -91,6 +118,7 @@ class Guard:
         self._local: dict[Address, bool] = {}
         self._gate_in_doubt = False
         self._try_again_at_s = 0.0
+        self._drift: list[Finding] = []
 
     def _terms(self) -> Terms:
         return Terms(self.policy, self.config.shared_sources, is_local_unicast)
@@ -104,10 +132,13 @@ class Guard:
         self.ledger.end_other_boots(now_us)
         self.keeper.adopt(self.ledger.live_grants())
         self.ledger.note([Record(Event.DAEMON_STARTED, now_us)], now_us)
+        if self.rulebook.problem is not None:
+            self._note_refused(self.rulebook.problem, now_us)
         self.keeper.expire(now_us)
         was_loaded = self.gate.is_loaded()
         self._restore_gate(now_us, None if was_loaded else "it was not loaded at the start")
         self._end_disallowed(now_us)
+        self.upkeep.start(now_us)
 
     def stop(self) -> None:
         """The gate stays closed and the holes tick on; only the record is told."""
@@ -115,6 +146,7 @@ class Guard:
         self.reception.flush_refusals(now_us)
         counts = self.connections.further_denied(now_us)
         self.ledger.note([*counts, Record(Event.DAEMON_STOPPED, now_us)], now_us)
+        self.upkeep.close(now_us)
 
     # What comes
 
@@ -181,19 +213,15 @@ class Guard:
         now_us = clock.now_us()
         detail = {"by_s": round(by_us / 1_000_000, 3)}
         self.ledger.note([Record(Event.CLOCK_SET, now_us, detail=detail)], now_us)
-        old = [tag.value for tag in self.admission.tags()]
-        self.admission.drop_all()
-        with self._firewall("the tags"):
-            self.gate.withdraw(old)
+        self.tags.withdraw_all()
         self.directory.take_back(now_us)
         for _ in self.load_tags():
             pass
 
     def _refresh_directory(self, now_us: int) -> None:
         refreshed = self.directory.refresh(now_us)
-        with self._firewall("the tags"):
-            self.gate.withdraw(refreshed.withdraw)
-        self._admit(refreshed.admit, now_us)
+        self.tags.withdraw(refreshed.withdraw)
+        self.tags.admit(refreshed.admit, now_us)
         records = [
             Record(
                 Event.KEYS_CHANGED,
@@ -217,10 +245,10 @@ class Guard:
         """
         now_us = clock.now_us()
         try:
-            policy = load_policy(self.config.policy)
+            policy = self.rulebook.read()
+            self.gatehouse.reread(policy)
         except FileProblem as problem:
-            record = Record(Event.POLICY_REFUSED, now_us, reason=str(problem))
-            self.ledger.note([record], now_us)
+            self._note_refused(problem, now_us)
             raise
         if self.gatehouse.is_on_trial and not self._on_trial:
             self._on_trial, self._before_trial = True, self.policy
@@ -228,9 +256,13 @@ class Guard:
         if gate_too and self._gate_in_doubt:
             raise FirewallError("the gate could not be loaded; the record says why")
 
+    def _note_refused(self, problem: FileProblem, now_us: int) -> None:
+        self.ledger.note([Record(Event.POLICY_REFUSED, now_us, reason=str(problem))], now_us)
+
     def confirm(self) -> None:
         """The trial is over: what is in force stays."""
         self._on_trial, self._before_trial = False, None
+        self.gatehouse.confirm()
 
     def take_back(self) -> None:
         """The trial is over and nobody confirmed it: what was before it is in force again.
@@ -239,6 +271,7 @@ class Guard:
         policy as it is until it is reloaded.
         """
         before, begun = self._before_trial, trial.waiting(self.config)
+        self.gatehouse.take_back()
         self.confirm()
         if before is not None:
             self._put_in_force(before, _NOT_CONFIRMED)
@@ -287,9 +320,45 @@ class Guard:
             opened, closed = self.keeper.sync()
             self._gate_in_doubt = False
             event = Event.GATE_APPLIED if why is None else Event.GATE_RESTORED
-            detail = {"holes_opened": len(opened), "holes_closed": len(closed)}
+            detail: dict[str, object] = {
+                "holes_opened": len(opened),
+                "holes_closed": len(closed),
+                "observed": str(self.gatehouse.observed),
+            }
             self.ledger.note([Record(event, now_us, reason=why, detail=detail)], now_us)
-        self._admit(self.admission.tags(), now_us)
+        self.tags.admit_all(now_us)
+
+    # Drift
+
+    def drift(self) -> Callable[[], Drift]:
+        """What finds it: to be run in a thread, where it touches nothing of the guard's."""
+        config, policy, planned = self.gatehouse.config, self.policy, self.gatehouse.listed
+        return lambda: Drift(policy, planned, find_drift(config, policy, planned=planned))
+
+    def drifted(self, drift: Drift) -> None:
+        """Records what is new, and what is gone. What was looked for by a policy or a gate that is
+        in force no longer says nothing about now."""
+        if drift.policy is not self.policy or drift.planned != self.gatehouse.listed:
+            return
+        now_us = clock.now_us()
+        changed = changes(self._drift, drift.findings)
+        self._drift = drift.findings
+        told = [(Event.DRIFT_FOUND, one) for one in changed.new]
+        told += [(Event.DRIFT_GONE, one) for one in changed.gone]
+        records = [
+            Record(
+                event,
+                now_us,
+                reason=one.what,
+                detail={"name": one.name, "subject": one.subject, "severity": one.severity},
+            )
+            for event, one in told[:_DRIFT_RECORDED]
+        ]
+        if len(told) > _DRIFT_RECORDED:
+            detail = {"further": len(told) - _DRIFT_RECORDED}
+            records.append(Record(Event.DRIFT_FOUND, now_us, detail=detail))
+        if records:
+            self.ledger.note(records, now_us)
 
     # Time
 
@@ -301,6 +370,8 @@ class Guard:
         moments_us += [] if expiry_us is None else [expiry_us]
         tallies = (self.reception.refusals, self.connections.denials)
         moments_us += [due for tally in tallies if (due := tally.due_at_us()) is not None]
+        upkeep_us = self.upkeep.due_at_us(now_us)
+        moments_us += [] if upkeep_us is None else [upkeep_us]
         wakes_s = [now_s + max(0, moment_us - now_us) / 1_000_000 for moment_us in moments_us]
         end_s = self.keeper.book.next_end_s()
         wakes_s += [] if end_s is None else [end_s]
@@ -317,6 +388,7 @@ class Guard:
         if expiry_us is not None and expiry_us <= now_us:
             self._refresh_directory(now_us)
         self._note_counts(now_us)
+        self.upkeep.tend(now_us)
         self._recover(now_us)
 
     def _note_counts(self, now_us: int) -> None:
@@ -343,35 +415,29 @@ class Guard:
         """
         if _is_step(self._offset_us, clock.offset_us()):
             return False
-        return bool(self.admission.missing_epochs(clock.now_us(), EPOCHS_AHEAD))
+        return self.tags.is_behind(clock.now_us())
 
     def load_tags(self) -> Iterator[None]:
-        """Loads what is missing, a few tags at a time, and forgets what is over.
-
-        It ends early when the clock is set in a pause: by the new one, other tags are missing.
-        """
+        """Loads the tags that are missing, with a pause after each few, and forgets the old."""
         laid_by_us = self._offset_us
-        now_us = clock.now_us()
-        self.admission.drop_outside(now_us, EPOCHS_AHEAD)
-        yield  # to let go of 100,000 tags takes some milliseconds by itself
-        if _is_step(laid_by_us, clock.offset_us()):
-            return
-        for epoch in self.admission.missing_epochs(now_us, EPOCHS_AHEAD):
-            tags = self.admission.load(epoch)
-            while chunk := list(islice(tags, _TAGS_AT_ONCE)):
-                self._admit(chunk, clock.now_us())
-                yield
-                if _is_step(laid_by_us, clock.offset_us()):
-                    return
-        self._forget_old(now_us)
 
-    def _forget_old(self, now_us: int) -> None:
-        floors = self.reception.window.forget(now_us)
-        try:
-            self.ledger.forget(now_us - REMEMBER_US, floors)
-        except LedgerError as error:
-            record = Record(Event.RECORDS_LOST, now_us, reason=str(error))
-            self.ledger.note([record], now_us)
+        def has_stepped() -> bool:
+            return _is_step(laid_by_us, clock.offset_us())
+
+        for has_more in self.tags.load(clock.now_us, has_stepped):
+            if has_more:
+                yield
+            else:
+                yield from self._forget_old(clock.now_us())
+
+    def _forget_old(self, now_us: int) -> Iterator[None]:
+        for forgotten in self.reception.window.forget(now_us):
+            try:
+                self.ledger.forget(forgotten.until_us, forgotten.floors)
+            except LedgerError as error:
+                record = Record(Event.RECORDS_LOST, now_us, reason=str(error))
+                self.ledger.note([record], now_us)
+            yield
 
     # Holes
 
@@ -383,7 +449,7 @@ class Guard:
     def _sever(self, holes: Sequence[Hole]) -> int:
         """Where it fails, the kernel's rule still stops the packets of these sessions."""
         try:
-            return sessions.sever(holes)
+            return sessions.sever([hole for hole in holes if self.gatehouse.cuts(hole)])
         except sessions.SessionsError as error:
             now_us = clock.now_us()
             record = Record(Event.CONNECTION_SEVERED, now_us, reason=f"failed: {error}")
@@ -392,33 +458,36 @@ class Guard:
 
     def _end_disallowed(self, now_us: int) -> None:
         """Ends what the registry and the policy, as they are now, would not grant."""
-        for why, grants in self._disallowed().items():
+        for why, grants in self._disallowed(now_us).items():
             with self._firewall("the holes"):
                 self.keeper.end(grants, why, now_us)
 
-    def _disallowed(self) -> dict[str, list[Grant]]:
+    def _disallowed(self, now_us: int) -> dict[str, list[Grant]]:
         ended: dict[str, list[Grant]] = {}
         for grant in self.keeper.book:
-            why = self._why_not(grant)
+            why = self._why_not(grant, now_us)
             if why is not None:
                 ended.setdefault(why, []).append(grant)
         return ended
 
-    def _why_not(self, grant: Grant) -> str | None:
+    def _why_not(self, grant: Grant, now_us: int) -> str | None:
+        """The limits are those at the time of the knock."""
         owner = self.directory.owner(grant.key_id)
         if owner is None:
             return "the key was revoked or has expired"
-        once = grant.once
-        question = Question(owner.roles, grant.source, grant.access, once=once)
+        question = Question(
+            owner.roles,
+            grant.source,
+            grant.access,
+            now_us,
+            once=grant.once,
+            declared=grant.declared,
+            touched=grant.touched,
+        )
         allowed = decide(self.policy, self.config.shared_sources, question).granted
         return None if allowed else "the policy or the roles no longer allow it"
 
     # The firewall, which may fail
-
-    def _admit(self, tags: Iterable[Tag], now_us: int) -> None:
-        leases = (TagLease(tag.value, max(1, (tag.until_us - now_us) // 1000)) for tag in tags)
-        with self._firewall("the tags"):
-            self.gate.admit(leases)
 
     @contextmanager
     def _firewall(self, what: str) -> Iterator[None]:
@@ -431,28 +500,6 @@ class Guard:
                 record = Record(Event.GATE_FAILED, now_us, reason=f"{what}: {error}")
                 self.ledger.note([record], now_us)
             self._gate_in_doubt = True
-
-    # Joining
-
-    def _join(self, sender: Sender, request: Join, now_us: int) -> Joined:
-        """Enrols the key that an invite brings (docs/protocol.md section 4.4)."""
-        invite_id, key_id = sender.key_id, request.key.key_id
-        detail = {"invite": invite_id}
-        try:
-            joined = self.registry.redeem(invite_id, request.key, now_us)
-        except sqlite3.Error as error:
-            record = Record(Event.JOIN_REFUSED, now_us, reason=str(error), detail=detail)
-            return Joined(Status.UNAVAILABLE, "try again; the record says why", record)
-        if isinstance(joined, JoinRefusal):
-            record = Record(
-                Event.JOIN_REFUSED, now_us, key_id=key_id, reason=joined.value, detail=detail
-            )
-            return Joined(Status.JOIN_REFUSED, joined.value, record)
-        self._refresh_directory(now_us)
-        record = Record(
-            Event.JOIN_ACCEPTED, now_us, identity=joined.identity, key_id=key_id, detail=detail
-        )
-        return Joined(Status.JOINED, f"welcome, {joined.identity}", record)
 
 
 def _is_step(offset_us: int, later_offset_us: int) -> bool:

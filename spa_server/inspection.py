@@ -49,7 +49,8 @@ def inspect(
 
 
 def _load_tags(admission: Admission, now_us: int) -> None:
-    admission.drop_outside(now_us)
+    for _ in admission.drop_outside(now_us):
+        pass
     for epoch in admission.missing_epochs(now_us):
         for _ in admission.load(epoch):
             pass
@@ -63,7 +64,9 @@ def _inspected(
     request = verdict.knock.request if verdict.knock else None
     decisions: tuple[tuple[Access, Decision], ...] = ()
     if verdict.reason is None and owner is not None and isinstance(request, Knock):
-        decisions = rule(request, datagram, owner, terms, datagram.seen_at_us).decisions
+        touched = verdict.knock is not None and verdict.knock.touched
+        now_us = datagram.seen_at_us
+        decisions = rule(request, datagram, owner, terms, now_us, touched=touched).decisions
     refused = decisions and not any(decision.granted for _, decision in decisions)
     return Inspected(
         datagram=datagram,

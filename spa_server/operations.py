@@ -7,8 +7,11 @@ from typing import Any
 from keys.when import rfc3339
 from spa_protocol import __version__
 from spa_server import clock
+from spa_server.alignment.standing import config_is_current
+from spa_server.config import Mode
 from spa_server.control import Handler
 from spa_server.firewall.elements import LiveHole
+from spa_server.firewall.plan import Observed
 from spa_server.grants import Grant
 from spa_server.guard import Guard
 from spa_server.hole import Hole
@@ -34,6 +37,7 @@ def handlers(guard: Guard, after: Callable[[], None]) -> dict[str, Handler]:
         "reload": acting(_reload),
         "confirm": acting(_confirm),
         "take-back": acting(_take_back),
+        "record": acting(_record),
         "reload-keys": acting(lambda _guard, _request: {}),
     }
 
@@ -48,7 +52,9 @@ def _status(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
         "now": rfc3339(clock.now_us()),
         "knock_port": guard.config.knock_port,
         "capture": guard.config.capture,
+        "config_is_current": config_is_current(guard.gatehouse.config),
         "gate": "loaded" if is_loaded else "not loaded",
+        **_mode(guard.gatehouse.observed),
         "keys_heard": len(guard.admission),
         "grants": len(guard.keeper.book),
         "holes": len(guard.keeper.book.holes()),
@@ -58,6 +64,12 @@ def _status(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
         "lost": guard.lost,
         "record": "behind" if guard.ledger.is_behind else "written",
     }
+
+
+def _mode(observed: Observed) -> dict[str, Any]:
+    mode = Mode.OBSERVE if observed.everything else Mode.ENFORCE
+    accesses = [] if observed.everything else sorted(observed.accesses)
+    return {"mode": mode.value, "observed": list(map(str, accesses))}
 
 
 def _holes(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
@@ -99,6 +111,12 @@ def _close(guard: Guard, request: dict[str, Any]) -> dict[str, Any]:
 def _reload(guard: Guard, request: dict[str, Any]) -> dict[str, Any]:
     guard.reload(gate_too=bool(request.get("gate")))
     return {"roles": len(guard.policy.roles)}
+
+
+def _record(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
+    """The last line that this daemon wrote: `audit verify` holds the file against it."""
+    head = guard.ledger.head
+    return {"event_id": head.event_id, "digest": head.digest.hex()}
 
 
 def _confirm(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:

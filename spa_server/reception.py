@@ -11,10 +11,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol
 
-from spa_protocol.knock import Close, Join, Knock
-from spa_protocol.layout import DEFAULT_FRESHNESS_S
+import msgspec
+
+from spa_protocol.knock import AuthenticKnock, Close, Join, Knock
+from spa_protocol.layout import DEFAULT_FRESHNESS_S, text_of
 from spa_protocol.publickey import Sender
 from spa_protocol.reason import Reason, Status
 from spa_protocol.reply import Reply
@@ -28,8 +31,9 @@ from spa_server.doorkeeper import Moment, Verdict, judge
 from spa_server.firewall.kernel import FirewallError
 from spa_server.grants import Grant
 from spa_server.holekeeper import HoleKeeper
+from spa_server.pace import Pace
 from spa_server.replay import ReplayWindow
-from spa_server.ruling import Owner, Ruling, Terms
+from spa_server.ruling import Owner, Ruling, Terms, Use
 from spa_server.tally import Tally
 
 
@@ -81,6 +85,7 @@ class Reception:
     terms: Terms
     monotonic_s: Callable[[], float]
     freshness_s: float = DEFAULT_FRESHNESS_S
+    pace: Pace = field(default_factory=Pace)
     refusals: Tally[tuple[str, str, str]] = field(default_factory=Tally)
 
     def receive(self, datagrams: Sequence[Datagram], moment: Moment) -> None:
@@ -130,15 +135,36 @@ class Reception:
         case.owner = self.owner_of(knock.sender.key_id)
         if case.owner is None or not isinstance(knock.request, Knock):
             return
-        case.ruling = rulings.rule(knock.request, case.datagram, case.owner, self.terms, now_us)
+        use = self._use(case.owner.identity, batch, now_us)
+        case.ruling = rulings.rule(
+            knock.request,
+            case.datagram,
+            case.owner,
+            self.terms,
+            now_us,
+            touched=knock.touched,
+            use=use,
+        )
         case.reply = rulings.ruling_reply(case.ruling, case.datagram, now_us)
-        case.grants = self._grants(case.owner, case.ruling, now_us)
+        case.grants = self._grants(case.owner, case.ruling, knock, now_us)
         batch.grants += case.grants
         batch.seen.append((case.owner.key_id, now_us))
         batch.records += wording.ruled(case.owner, case.ruling, case.grants, case.datagram, now_us)
 
-    def _grants(self, owner: Owner, ruling: Ruling, now_us: int) -> list[Grant]:
+    def _use(self, identity: str, batch: Batch, now_us: int) -> Use | None:
+        """What the identity has, also of what was granted earlier in the same batch."""
+        if not self.terms.policy.has_limits:
+            return None
+        granted = (grant for grant in batch.grants if grant.identity == identity)
+        held = chain(self.keeper.book.held_by(identity), granted)
+        holes = frozenset(hole for grant in held for hole in grant.holes)
+        return Use(holes, self.pace.count(identity, now_us))
+
+    def _grants(
+        self, owner: Owner, ruling: Ruling, knock: AuthenticKnock, now_us: int
+    ) -> list[Grant]:
         now_s = self.monotonic_s()
+        is_declared = isinstance(knock.request, Knock) and knock.request.source is not None
         return [
             Grant(
                 grant_id=self.ledger.next_grant_id(),
@@ -153,6 +179,8 @@ class Reception:
                 opened_at_us=now_us,
                 expires_at_us=now_us + decision.lifetime_s * 1_000_000,
                 ends_at_s=now_s + decision.lifetime_s,
+                declared=is_declared,
+                touched=knock.touched,
             )
             for access, decision in ruling.decisions
             if decision.rule is not None
@@ -205,7 +233,8 @@ class Reception:
             return
         joined = self.join(sender, request, now_us)
         case.reply = rulings.plain_reply(joined.status, joined.message, case.datagram, now_us)
-        self.ledger.note([joined.record], now_us)
+        ends = {"source": text_of(case.datagram.source), "target": text_of(case.datagram.target)}
+        self.ledger.note([msgspec.structs.replace(joined.record, **ends)], now_us)
 
     def _settle_close(self, case: _Case, key_id: str, request: Close, now_us: int) -> None:
         case.owner = self.owner_of(key_id)

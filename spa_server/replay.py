@@ -22,6 +22,7 @@ from typing import Final
 import msgspec
 
 REMEMBER_US: Final = 30 * 60 * 1_000_000
+AT_ONCE: Final = 500
 
 
 class Burn(msgspec.Struct, frozen=True):
@@ -30,6 +31,13 @@ class Burn(msgspec.Struct, frozen=True):
     key_id: str
     nonce: bytes
     sent_at_us: int
+
+
+class Forgotten(msgspec.Struct, frozen=True):
+    """Everything stamped before `until_us` is forgotten; `floors` are those that rise for it."""
+
+    until_us: int
+    floors: dict[str, int]
 
 
 class ReplayWindow:
@@ -54,15 +62,20 @@ class ReplayWindow:
         self._burned.add((burn.key_id, burn.nonce))
         heapq.heappush(self._by_age, (burn.sent_at_us, burn.key_id, burn.nonce))
 
-    def forget(self, now_us: int) -> dict[str, int]:
-        """Lets go of what is over 30 minutes old; the floors that rise for it, by key."""
-        risen: dict[str, int] = {}
-        for sent_at_us, key_id, nonce in self._expired(now_us - REMEMBER_US):
-            self._burned.discard((key_id, nonce))
-            risen[key_id] = max(sent_at_us, self._floors.get(key_id, 0))
-            self._floors[key_id] = risen[key_id]
-        return risen
+    def forget(self, now_us: int, at_once: int = AT_ONCE) -> Iterator[Forgotten]:
+        """Lets go of what is over 30 minutes old, the oldest first, about so many at a time."""
+        while self._by_age and self._by_age[0][0] < now_us - REMEMBER_US:
+            yield self._forget_some(now_us - REMEMBER_US, at_once)
 
-    def _expired(self, until_us: int) -> Iterator[tuple[int, str, bytes]]:
-        while self._by_age and self._by_age[0][0] < until_us:
-            yield heapq.heappop(self._by_age)
+    def _forget_some(self, limit_us: int, at_once: int) -> Forgotten:
+        """All of one stamp go together, for the ledger forgets by stamps."""
+        floors: dict[str, int] = {}
+        last_us = count = 0
+        while self._by_age and self._by_age[0][0] < limit_us:
+            if count >= at_once and self._by_age[0][0] > last_us:
+                return Forgotten(self._by_age[0][0], floors)
+            last_us, key_id, nonce = heapq.heappop(self._by_age)
+            self._burned.discard((key_id, nonce))
+            floors[key_id] = self._floors[key_id] = max(last_us, self._floors.get(key_id, 0))
+            count += 1
+        return Forgotten(limit_us, floors)

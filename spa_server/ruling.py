@@ -4,7 +4,7 @@ Pure: the doorkeeper's knock, the key's owner, the policy and the facts of the h
 ruling comes out. Whoever acts on it has burned the request first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -15,6 +15,7 @@ from spa_protocol.layout import Address
 from spa_protocol.reason import Code, Reason, Status
 from spa_protocol.reply import Outcome, Reply, clip
 from spa_server.capture.datagram import Datagram
+from spa_server.hole import Hole
 from spa_server.policy.decide import Decision, Question, decide
 from spa_server.policy.model import Network, Policy
 
@@ -38,6 +39,14 @@ class Terms:
     is_target: Callable[[Address], bool]
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What an identity has already: its open holes, and its knocks within a minute."""
+
+    holes: frozenset[Hole]
+    knocks: int
+
+
 class Ruling(msgspec.Struct, frozen=True):
     """For each access asked for, the decision; and the hole's two ends."""
 
@@ -54,28 +63,51 @@ class Ruling(msgspec.Struct, frozen=True):
     @property
     def message(self) -> str:
         """Why something was refused, in a few words for its owner."""
-        refused = (d for _, d in self.decisions if not d.granted)
-        first = next(refused, None)
-        if first is None:
-            return ""
-        return first.near[0].condition if first.near else first.code.sentence
+        return next((d.short for _, d in self.decisions if not d.granted), "")
 
 
-def rule(request: Knock, datagram: Datagram, owner: Owner, terms: Terms, now_us: int) -> Ruling:
-    """The policy's answer to each access of a knock."""
+def rule(
+    request: Knock,
+    datagram: Datagram,
+    owner: Owner,
+    terms: Terms,
+    now_us: int,
+    *,
+    touched: bool = False,
+    use: Use | None = None,
+) -> Ruling:
+    """The policy's answer to each access of a knock. Without `use` the limits are not looked at."""
     source, target = ends(request, datagram)
     if source.version != target.version or not _is_target(request, datagram, terms):
         refused = Decision(Code.NOT_A_TARGET)
         return Ruling(source, target, tuple((access, refused) for access in request.accesses))
     lives_s = None if owner.expires_at_us is None else (owner.expires_at_us - now_us) / 1_000_000
-    decisions = tuple(
-        (access, decide(terms.policy, terms.shared_sources, question))
-        for access in request.accesses
-        for question in [
-            Question(owner.roles, source, access, request.lifetime_s, request.once, lives_s)
-        ]
-    )
-    return Ruling(source, target, decisions)
+    decisions: list[tuple[Access, Decision]] = []
+    holes: frozenset[Hole] = use.holes if use else frozenset()
+    for access in request.accesses:
+        wanted = holes.union(_holes(request, source, target, access)) if use else holes
+        question = Question(
+            owner.roles,
+            source,
+            access,
+            now_us,
+            request.lifetime_s,
+            request.once,
+            lives_s,
+            declared=request.source is not None,
+            touched=touched,
+            holes=len(wanted),
+            knocks=use.knocks if use else 0,
+        )
+        decision = decide(terms.policy, terms.shared_sources, question)
+        decisions.append((access, decision))
+        if decision.granted:
+            holes = wanted
+    return Ruling(source, target, tuple(decisions))
+
+
+def _holes(request: Knock, source: Address, target: Address, access: Access) -> Iterator[Hole]:
+    return (Hole(source, target, access.protocol, port, request.once) for port in access.ports)
 
 
 def ends(request: Knock | Close, datagram: Datagram) -> tuple[Address, Address]:

@@ -37,6 +37,8 @@ _REST: Final = """\
 # outer = ["eth0"]              # left out: the interfaces that have a default route
 # shared_sources = []           # addresses behind which many stand; no hole is opened for them
 # freshness = "30s"             # how far a client's clock may be from this one's
+# mode = "enforce"              # or "observe": let in and record what would be denied
+# observe = []                  # services that are observed while all others are enforced
 """
 _POLICY: Final = """\
 # Who may reach what: roles are given to people with `spa-keys grant`; see spa-policy(5).

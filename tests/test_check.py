@@ -9,8 +9,18 @@ import pytest
 
 from keys import identity
 from keys.registry import Registry
-from spa_server import check
-from spa_server.check import Finding, Severity
+from spa_server.alignment.finding import SEVERITIES, Finding, Severity
+from spa_server.alignment.people import check_people, people_in
+from spa_server.alignment.standing import (
+    Daemon,
+    PolicyTexts,
+    check_cut,
+    check_daemon,
+    check_files,
+    check_gate,
+    config_is_current,
+)
+from spa_server.alignment.survey import own_ports
 from spa_server.config import Config, load_config
 from tests.test_policy import policy
 from tests.world import NOW_US, SECOND
@@ -59,7 +69,7 @@ class People:
         return key.key_id
 
     def findings(self, text: str = POLICY, now_us: int = NOW_US) -> list[Finding]:
-        return list(check.check_people(policy(text), self.registry, now_us))
+        return list(check_people(policy(text), people_in(self.registry, now_us)))
 
     def names(self, text: str = POLICY, now_us: int = NOW_US) -> list[str]:
         return [finding.name for finding in self.findings(text, now_us)]
@@ -154,7 +164,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def gate_findings(config: Config, *, is_loaded: bool) -> list[tuple[str, Severity]]:
-    found = check.check_gate(config, is_loaded=is_loaded)
+    found = check_gate(config, is_loaded=is_loaded)
     return [(finding.name, finding.severity) for finding in found]
 
 
@@ -180,16 +190,57 @@ def test_the_gate_is_in_force_for_good(config: Config) -> None:
     assert gate_findings(config, is_loaded=True) == []
 
 
+def test_a_gate_without_a_daemon_lets_nobody_in() -> None:
+    """While no gate is loaded, that nobody listens to knocks is no harm."""
+    (finding,) = check_daemon(Daemon(is_running=False), is_loaded=True)
+    assert (finding.name, finding.severity) == ("daemon-not-running", Severity.ERROR)
+    assert list(check_daemon(Daemon(is_running=False), is_loaded=False)) == []
+    assert list(check_daemon(Daemon(is_running=True), is_loaded=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("daemon", "texts", "names"),
+    [
+        (Daemon(True, True), PolicyTexts("a", "a"), []),
+        (Daemon(True, False), PolicyTexts("a", "a"), ["config-changed"]),
+        (Daemon(True, True), PolicyTexts("b", "a"), ["policy-not-in-force"]),
+        (Daemon(True, None), PolicyTexts(None, "a"), []),
+        (Daemon(True, None), PolicyTexts("a", None), []),
+        (Daemon(False, None), PolicyTexts("b", "a"), []),
+    ],
+)
+def test_what_was_written_since_the_daemon_read_it(
+    daemon: Daemon, texts: PolicyTexts, names: list[str]
+) -> None:
+    """A daemon that does not run reads both when it starts."""
+    assert [finding.name for finding in check_files(daemon, texts)] == names
+
+
+def test_a_configuration_is_current_while_it_says_the_same(config: Config) -> None:
+    """A comment changes nothing; what cannot be read any more has changed."""
+    assert config_is_current(config) is True
+    text = config.path.read_text()
+    config.path.write_text(text + "# a comment\n")
+    assert config_is_current(config) is True
+    config.path.write_text(text + "knock_port = 7777\n")
+    assert config_is_current(config) is False
+    config.path.write_text(text + "not toml")
+    assert config_is_current(config) is False
+    config.path.unlink()
+    assert config_is_current(config) is None
+
+
 def test_every_finding_has_a_name_of_its_own_and_advice(people: People, config: Config) -> None:
     """Whoever watches hosts filters by the names; they do not change."""
     findings = people.findings()
     people.enrol("alice", "other")
     findings += people.findings()
-    findings += check.check_gate(config, is_loaded=False)
-    findings += check.check_gate(config, is_loaded=True)
+    findings += check_gate(config, is_loaded=False)
+    findings += check_gate(config, is_loaded=True)
     names = [finding.name for finding in findings]
     assert len(set(names)) == len(names) == 5
-    assert all(finding.advice and finding.what for finding in findings)
+    assert all(finding.advice and finding.what and finding.subject for finding in findings)
+    assert set(names) <= set(SEVERITIES)
 
 
 @pytest.mark.parametrize(
@@ -203,9 +254,9 @@ def test_every_finding_has_a_name_of_its_own_and_advice(people: People, config: 
 )
 def test_a_cut_port_among_those_of_outgoing_connections(ports: range, names: list[str]) -> None:
     cut = POLICY.replace('services = ["postgres"]', 'services = ["postgres"]\nsessions = "cut"')
-    assert [finding.name for finding in check.check_cut(policy(cut), ports)] == names
-    assert list(check.check_cut(policy(POLICY), ports)) == []
+    assert [finding.name for finding in check_cut(policy(cut), ports)] == names
+    assert list(check_cut(policy(POLICY), ports)) == []
 
 
 def test_the_ports_of_outgoing_connections_are_those_of_this_host() -> None:
-    assert 1 <= check.own_ports().start < check.own_ports().stop <= 65536
+    assert 1 <= own_ports().start < own_ports().stop <= 65536

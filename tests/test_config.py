@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 
 from keys.tomlfile import FileProblem
-from spa_server.config import CONFIG_PATH, CONFIG_VARIABLE, load_config
+from spa_protocol.access import Access
+from spa_server.config import CONFIG_PATH, CONFIG_VARIABLE, Mode, load_config, reread
+from spa_server.firewall.plan import Observed
+from spa_server.gatehouse import plan_gate
+from spa_server.policy.model import Policy
 
 
 @pytest.fixture
@@ -26,6 +30,8 @@ def test_an_empty_file_is_a_working_configuration(file: Path) -> None:
     assert (config.knock_port, config.capture, config.freshness_s) == (62201, "nflog", 30)
     assert config.outer is None
     assert config.shared_sources == ()
+    assert (config.mode, config.observe) == (Mode.ENFORCE, ())
+    assert config.path == file
 
 
 def test_paths_are_taken_from_the_directory_of_the_file(file: Path) -> None:
@@ -49,11 +55,13 @@ def test_everything_can_be_said(file: Path) -> None:
     file.write_text(
         'knock_port = 443\ncapture = "interface:eth0"\nouter = ["eth0", "wg-office"]\n'
         'shared_sources = ["192.0.2.0/28", "2001:db8::/32"]\nfreshness = "1m30s"\n'
+        'mode = "observe"\nobserve = ["postgres", "ssh"]\n'
     )
     config = load_config(file)
     assert (config.knock_port, config.capture, config.freshness_s) == (443, "interface:eth0", 90)
     assert config.outer == ("eth0", "wg-office")
     assert config.shared_sources == (ip_network("192.0.2.0/28"), ip_network("2001:db8::/32"))
+    assert (config.mode, config.observe) == (Mode.OBSERVE, ("postgres", "ssh"))
 
 
 def test_no_interface_is_an_outer_one_where_the_list_is_empty(file: Path) -> None:
@@ -116,6 +124,10 @@ BAD = [
     ('freshness = "0s"', "freshness", "'0s' is not between 1s and 300s"),
     ('freshness = "1h"', "freshness", "'1h' is not between 1s and 300s"),
     ("freshness = 30", "freshness", "expected text, got a number"),
+    ('mode = "Observe"', "mode", 'expected "enforce" or "observe"'),
+    ("mode = true", "mode", "expected text, got true or false"),
+    ('observe = "ssh"', "observe", "expected a list, got text"),
+    ("observe = [22]", "observe[0]", "expected text, got a number"),
 ]
 
 
@@ -140,3 +152,45 @@ def test_a_file_that_is_no_text(file: Path) -> None:
 def test_a_directory(tmp_path: Path) -> None:
     with pytest.raises(FileProblem, match="is a directory"):
         load_config(tmp_path)
+
+
+def test_rereading_takes_what_may_change_while_a_daemon_runs(file: Path) -> None:
+    file.write_text("knock_port = 1234\n")
+    config = load_config(file)
+    file.write_text('knock_port = 4321\nmode = "observe"\nobserve = ["ssh"]\n')
+    now = reread(config)
+    assert (now.mode, now.observe) == (Mode.OBSERVE, ("ssh",))
+    assert now.knock_port == 1234
+    file.write_text('mode = "watch"\n')
+    with pytest.raises(FileProblem, match="mode: expected"):
+        reread(config)
+    file.unlink()
+    with pytest.raises(FileProblem, match="no such file"):
+        reread(config)
+
+
+SSH = Access.parse("tcp/22")
+POLICY = Policy({"web": (Access.parse("tcp/80"), Access.parse("udp/80")), "ssh": (SSH,)})
+
+
+@pytest.mark.parametrize(
+    ("text", "observed"),
+    [
+        ("", Observed()),
+        ('mode = "observe"', Observed(everything=True)),
+        ('observe = ["ssh", "web"]', Observed(accesses=(SSH, *POLICY.services["web"]))),
+        ('mode = "observe"\nobserve = ["ssh"]', Observed(everything=True, accesses=(SSH,))),
+    ],
+)
+def test_services_are_observed_by_their_names(file: Path, text: str, observed: Observed) -> None:
+    file.write_text(f"outer = []\n{text}\n")
+    assert plan_gate(load_config(file), POLICY).observed == observed
+
+
+@pytest.mark.parametrize("mode", ["", 'mode = "observe"'])
+def test_a_service_that_the_policy_has_not_got_cannot_be_observed(file: Path, mode: str) -> None:
+    """Also where everything is: else the typo would be found on the day of closing."""
+    file.write_text(f'outer = []\npolicy = "/p.toml"\nobserve = ["ssh", "shh"]\n{mode}\n')
+    with pytest.raises(FileProblem) as raised:
+        plan_gate(load_config(file), POLICY)
+    assert str(raised.value) == f"{file}: observe: no service 'shh' in /p.toml; known: ssh, web"

@@ -16,6 +16,7 @@ from spa_server.audit.record import Event
 from spa_server.capture.nflog import NflogPacket
 from spa_server.connections import ConnectionLog, Flow, parse_flow
 from spa_server.grants import Grant, GrantBook
+from spa_server.tally import INTERVAL_US
 from tests.test_grants import BASE
 from tests.world import NOW_US
 
@@ -111,3 +112,47 @@ def test_a_sprayed_denial_does_not_fill_the_record() -> None:
     assert len(log.denied(spray, NOW_US)) == 200
     [further] = log.further_denied(NOW_US)
     assert further.detail == {"further": 800}
+
+
+def test_what_would_be_denied_is_told_from_what_is() -> None:
+    log = log_of()
+    records = log.denied([logged(SSH, "would-deny"), logged(SSH, "deny")] * 30, NOW_US)
+    assert [record.event for record in records] == [
+        Event.CONNECTION_WOULD_DENY,
+        Event.CONNECTION_DENIED,
+    ]
+    assert (records[0].source, records[0].target, records[0].access) == (
+        "10.0.0.9",
+        "10.0.0.1",
+        "tcp/22",
+    )
+    further = {record.event: record.detail for record in log.further_denied(NOW_US)}
+    assert further == {
+        Event.CONNECTION_WOULD_DENY: {"further": 29},
+        Event.CONNECTION_DENIED: {"further": 29},
+    }
+    assert log.further_denied(NOW_US) == []
+
+
+def test_a_spray_of_denials_does_not_hide_what_would_be_denied() -> None:
+    log = log_of()
+    spray = [
+        logged(IP(src="10.9.9.9", dst="10.0.0.1") / TCP(sport=1, dport=port), "deny")
+        for port in range(1, 1001)
+    ]
+    log.denied(spray, NOW_US)
+    [record] = log.denied([logged(SSH, "would-deny")], NOW_US)
+    assert (record.event, record.source) == (Event.CONNECTION_WOULD_DENY, "10.0.0.9")
+
+
+@pytest.mark.parametrize("prefix", ["deny", "would-deny"])
+def test_the_counts_of_either_kind_are_due_after_an_interval(prefix: str) -> None:
+    denials = (log := log_of()).denials
+    assert denials.due_at_us() is None
+    log.denied([logged(SSH, prefix)], NOW_US)
+    due_us = denials.due_at_us()
+    assert due_us == NOW_US + INTERVAL_US
+    assert not denials.is_due(due_us - 1)
+    assert denials.is_due(due_us)
+    log.further_denied(due_us)
+    assert denials.due_at_us() is None

@@ -9,14 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spa_protocol.access import Access, Protocol
-from spa_server.firewall.gate import render, render_removal
+from spa_server.firewall.gate import observed_in, render, render_removal
 from spa_server.firewall.plan import (
     AlwaysOpen,
     BadPlan,
     GatePlan,
+    Observed,
     OpenPorts,
     merged_ports,
     open_ports,
+    ports_without,
 )
 
 
@@ -39,6 +41,7 @@ def test_the_default_plan_closes_every_port_whatever_it_comes_in_by() -> None:
     assert rules_of(script, "always_open") == []
     assert rules_of(script, "judge")[-1] == "goto deny"
     assert rules_of(script, "deny")[-1].endswith("drop")
+    assert "goto observe" not in script
 
 
 def test_every_chain_is_flushed_and_filled_and_no_base_chain_is_deleted() -> None:
@@ -105,6 +108,27 @@ def test_cut_ports_come_before_what_conntrack_says() -> None:
     ]
 
 
+def test_where_everything_is_observed_nothing_is_denied_or_cut() -> None:
+    script = render(GatePlan(cut=(SSH,), observed=Observed(everything=True)))
+    assert rules_of(script, "judge")[-2:] == ["goto observe", "goto deny"]
+    assert "jump cut" not in script
+    assert not any("drop" in rule for rule in rules_of(script, "observe"))
+
+
+def test_what_is_observed_is_judged_first_and_is_not_cut() -> None:
+    observed = Observed(accesses=(WEB, Access(Protocol.UDP, 53, 53), Access(Protocol.TCP, 90, 92)))
+    script = render(GatePlan(cut=(SSH, Access(Protocol.TCP, 88, 99)), observed=observed))
+    judge = rules_of(script, "judge")
+    assert judge[judge.index("jump known") + 1 :][-3:] == [
+        "tcp dport { 80-92 } goto observe",
+        "udp dport { 53 } goto observe",
+        "goto deny",
+    ]
+    assert [rule for rule in rules_of(script, "gate") if "cut" in rule] == [
+        "tcp dport { 22, 93-99 } jump cut"
+    ]
+
+
 def test_always_open_is_one_rule_for_each_set_of_networks() -> None:
     plan = GatePlan(
         always_open=(
@@ -116,11 +140,11 @@ def test_always_open_is_one_rule_for_each_set_of_networks() -> None:
         )
     )
     assert sorted(rules_of(render(plan), "always_open")) == [
-        "meta nfproto ipv4 udp dport { 53 } accept",
-        "tcp dport { 22 } ip saddr { 10.9.0.7/32 } accept",
-        "tcp dport { 22 } ip6 saddr { 2001:db8::/32 } accept",
-        "tcp dport { 80-84, 86-89 } ip saddr { 10.9.0.0/24 } accept",
-        "tcp dport { 85 } ip saddr { 10.9.0.0/23 } accept",
+        "meta nfproto ipv4 udp dport { 53 } counter accept",
+        "tcp dport { 22 } ip saddr { 10.9.0.7/32 } counter accept",
+        "tcp dport { 22 } ip6 saddr { 2001:db8::/32 } counter accept",
+        "tcp dport { 80-84, 86-89 } ip saddr { 10.9.0.0/24 } counter accept",
+        "tcp dport { 85 } ip saddr { 10.9.0.0/23 } counter accept",
     ]
 
 
@@ -229,3 +253,24 @@ def test_merged_ranges_cover_the_same_ports(drawn: list[Access]) -> None:
             p for first, last in merged_ports(drawn, protocol) for p in range(first, last + 1)
         ]
         assert merged == sorted({p for a in drawn if a.protocol is protocol for p in a.ports})
+
+
+@given(st.lists(accesses, max_size=6), st.lists(accesses, max_size=6))
+def test_ports_without_others_are_those_that_the_others_have_not(
+    drawn: list[Access], others: list[Access]
+) -> None:
+    for protocol in Protocol:
+        left = ports_without(merged_ports(drawn, protocol), merged_ports(others, protocol))
+        ports = [port for first, last in left for port in range(first, last + 1)]
+        removed = {p for a in others if a.protocol is protocol for p in a.ports}
+        wanted = {p for a in drawn if a.protocol is protocol for p in a.ports} - removed
+        assert ports == sorted(wanted)
+
+
+@given(st.builds(Observed, st.booleans(), st.lists(accesses, max_size=6).map(tuple)))
+def test_a_script_tells_what_it_observes(observed: Observed) -> None:
+    told = observed_in(render(GatePlan(observed=observed)))
+    assert bool(told) is bool(observed)
+    assert told.everything is observed.everything
+    every_port = [Access(protocol, port, port) for protocol in Protocol for port in range(1, 14)]
+    assert [each in told for each in every_port] == [each in observed for each in every_port]

@@ -30,21 +30,42 @@ TABLE = [
 ]
 
 
+def forget(window: ReplayWindow, now_us: int) -> dict[str, int]:
+    """Forgets all there is to forget; the floors that have risen."""
+    return {key: floor for some in window.forget(now_us) for key, floor in some.floors.items()}
+
+
 @pytest.mark.parametrize(
     ("forgotten_at_us", "asked", "burned"), [row[1:] for row in TABLE], ids=[r[0] for r in TABLE]
 )
 def test_table(forgotten_at_us: int, asked: Burn, burned: bool) -> None:
     window = ReplayWindow()
     window.add(burn(T))
-    window.forget(forgotten_at_us)
+    forget(window, forgotten_at_us)
     assert window.is_burned(asked) is burned
+
+
+@given(st.lists(st.integers(0, 40), max_size=60), st.integers(1, 7))
+def test_forgetting_goes_in_slices_that_cut_no_stamp_in_two(
+    stamps: list[int], at_once: int
+) -> None:
+    window = ReplayWindow([burn(T + stamp, number) for number, stamp in enumerate(stamps)])
+    now_us = T + 20 + REMEMBER_US
+    kept = sorted(stamps)
+    for slice_ in window.forget(now_us, at_once):
+        gone = [stamp for stamp in kept if T + stamp < slice_.until_us]
+        kept = kept[len(gone) :]
+        assert len(gone) - gone.count(gone[-1]) < at_once
+        assert slice_.floors == {"alice": T + gone[-1]}
+        assert len(window) == len(kept)
+    assert all(stamp >= 20 for stamp in kept)
 
 
 def test_a_clock_set_back_revives_nothing() -> None:
     """Two hours forward, everything is forgotten; two hours back, the floor holds."""
     window = ReplayWindow()
     window.add(burn(T))
-    assert window.forget(T + 120 * MINUTE) == {"alice": T}
+    assert forget(window, T + 120 * MINUTE) == {"alice": T}
     assert len(window) == 0
     assert window.is_burned(burn(T))
     assert not window.is_burned(burn(T + SECOND, 2))
@@ -53,7 +74,7 @@ def test_a_clock_set_back_revives_nothing() -> None:
 def test_the_floor_never_sinks() -> None:
     window = ReplayWindow(floors=[("alice", T)])
     window.add(burn(T - MINUTE, 2))
-    assert window.forget(T + 60 * MINUTE) == {"alice": T}
+    assert forget(window, T + 60 * MINUTE) == {"alice": T}
 
 
 def test_a_floor_for_all_keys() -> None:
@@ -78,6 +99,6 @@ def test_what_was_burned_stays_burned(
             window.add(one)
             burned.append(one)
     for minute in forgettings:
-        window.forget(T + minute * MINUTE)
+        forget(window, T + minute * MINUTE)
         assert all(window.is_burned(one) for one in burned)
         assert all(one[0] >= T + minute * MINUTE - REMEMBER_US for one in window._by_age)

@@ -1,5 +1,6 @@
-"""Asking the record: a filter, and the lines that fit it."""
+"""Asking the record and the denials beside it: a filter, and the lines that fit it."""
 
+import heapq
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from keys.when import rfc3339
 _COLUMNS: Final = (
     "id, at_us, event, identity, key_id, source, target, access, reason, rule, grant_id, detail"
 )
+_OF_DENIALS: Final = _COLUMNS.replace("rule, grant_id", "null, null")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +39,38 @@ class Filter:
         names = ("since", "identity", "event", "source", "access")
         used = [sql for sql, value in conditions.items() if value is not None]
         if self.denied:
-            used.append("event in ('knock.refused', 'connection.denied', 'join.refused')")
+            refused = "'knock.refused', 'connection.denied', 'join.refused', 'invite.alarm'"
+            used.append(f"event in ({refused})")
         values: dict[str, object] = dict(zip(names, conditions.values(), strict=True))
         return " and ".join(used) or "true", values
 
 
 def ask(
-    connection: sqlite3.Connection, wanted: Filter, *, limit: int, after_id: int = 0
+    connection: sqlite3.Connection,
+    wanted: Filter,
+    *,
+    limit: int,
+    after_id: int = 0,
+    denials: sqlite3.Connection | None = None,
 ) -> list[dict[str, Any]]:
-    """The latest lines that fit, oldest first, after the line of this id. Raises sqlite3.Error."""
+    """The latest lines that fit, oldest first, after the line of this id. Raises sqlite3.Error.
+
+    Those of `denials`, which are numbered by themselves, stand among them by their time.
+    """
+    rows = _rows(connection, f"{_COLUMNS} from event", wanted, limit, after_id)
+    if denials is not None:
+        apart = _rows(denials, f"{_OF_DENIALS} from denial", wanted, limit, 0)
+        rows = list(heapq.merge(rows, apart, key=lambda row: int(row[1])))[-limit:]
+    return [_line(row) for row in rows]
+
+
+def _rows(
+    connection: sqlite3.Connection, what: str, wanted: Filter, limit: int, after_id: int
+) -> list[tuple[Any, ...]]:
     where, values = wanted.where
-    sql = (
-        f"select {_COLUMNS} from event where id > :after and {where}"  # noqa: S608 - our own text
-        " order by id desc limit :limit"
-    )
+    sql = f"select {what} where id > :after and {where} order by id desc limit :limit"
     rows = connection.execute(sql, {**values, "after": after_id, "limit": limit}).fetchall()
-    return [_line(row) for row in reversed(rows)]
+    return rows[::-1]
 
 
 def _line(row: tuple[Any, ...]) -> dict[str, Any]:
@@ -89,4 +107,5 @@ _FOR_MACHINES: Final = {"source_port", "seen_from"}
 def _details(detail: dict[str, Any]) -> Iterator[str]:
     for name, value in detail.items():
         if value and name not in _FOR_MACHINES:
-            yield _WORDS.get(name, name.replace("_", " ") + ": {}").format(value)
+            words = _WORDS.get(name)
+            yield words.format(value) if words else f"{name.replace('_', ' ')}: {value}"

@@ -7,68 +7,51 @@ killed process; for a crash of the kernel see spa_server/replay.py, rule 4.
 Where it cannot be written, nothing is granted. What could not be written stays in memory, in order,
 and goes first into the next commit; the latest stamp among the burned requests is kept in a file
 on another file system (`unrecorded`), so that a restart meanwhile forgets none of them either.
+
+The record is chained (spa_server/audit/chain.py). What anybody can cause in any number, denials
+above all, is kept apart, in a file that is shed first (spa_server/audit/denials.py).
 """
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
-import msgspec
-import sqlite_utils
-from sqlite_utils.migrations import Migrations
-
-from spa_protocol.access import Access
-from spa_protocol.layout import text_of
+from spa_server.audit import chain, grantrows, tables
+from spa_server.audit.chain import Head
+from spa_server.audit.denials import Denials, is_denial
 from spa_server.audit.record import Event, Record
 from spa_server.grants import Grant
-from spa_server.policy.model import Sessions
 from spa_server.replay import Burn
 
 MAX_WAITING: Final = 10_000
 _SEEN_AGAIN_US: Final = 60_000_000
-_TRUE_ONLY_IF_COMMITTED: Final = {Event.KNOCK_ACCEPTED, Event.HOLE_OPENED, Event.JOIN_ACCEPTED}
-
-migrations = Migrations("ledger")
-
-
-@migrations()
-def create_tables(db: sqlite_utils.Database) -> None:
-    """The ledger's tables as of version 0.1.
-
-    Every table and index grows at its end, in the order of time: a commit is then a few pages, and
-    not a page for each key. What is asked by identity reads the record backwards.
-    """
-    db.executescript("""
-        create table event (
-            id integer primary key autoincrement, at_us integer not null, event text not null,
-            identity text, key_id text, source text, target text, access text, reason text,
-            rule text, grant_id integer, detail text not null default '{}'
-        ) strict;
-        create index event_at on event (at_us);
-        create table hole_grant (
-            grant_id integer primary key, key_id text not null, identity text not null,
-            rule text not null, source text not null, target text not null, access text not null,
-            once integer not null, sessions text not null, opened_at_us integer not null,
-            expires_at_us integer not null, ends_at_s real not null, boot_id text not null,
-            ended_at_us integer, ended_why text
-        ) strict;
-        create index hole_grant_live on hole_grant (boot_id) where ended_at_us is null;
-        create table burned (
-            sent_at_us integer not null, key_id text not null, nonce blob not null,
-            primary key (sent_at_us, key_id, nonce)
-        ) strict, without rowid;
-        create table burned_floor (
-            key_id text primary key, sent_at_us integer not null
-        ) strict, without rowid;
-    """)
+_TRUE_ONLY_IF_COMMITTED: Final = {
+    Event.KNOCK_ACCEPTED,
+    Event.HOLE_OPENED,
+    Event.HOLE_RENEWED,
+    Event.JOIN_ACCEPTED,
+}
 
 
 class LedgerError(Exception):
     """The ledger cannot be read or written: a full disk, a lock, a file that is no database."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is room that is wanting."""
+        return _is(self.__cause__, "SQLITE_FULL")
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether a line is there already that this ledger did not write."""
+        return _is(self.__cause__, "SQLITE_CONSTRAINT_PRIMARYKEY") and "event.id" in str(self)
+
+
+def _is(cause: BaseException | None, name: str) -> bool:
+    return isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorname", "") == name
 
 
 @dataclass(slots=True)
@@ -92,7 +75,7 @@ class Ledger:
     """The ledger of one host.
 
     `seen` notes in the registry, which shares the connection, when keys were heard. `unrecorded` is
-    a file on tmpfs; `boot_id` is this boot's name.
+    a file on tmpfs; `boot_id` is this boot's name. Without `denials` all is in the record.
     """
 
     def __init__(
@@ -102,17 +85,20 @@ class Ledger:
         *,
         unrecorded: Path,
         boot_id: str,
+        denials: Denials | None = None,
     ) -> None:
         self._connection = connection
         self._seen = seen
         self._unrecorded = unrecorded
         self._boot_id = boot_id
+        self._denials = denials
         self._waiting = Batch()
         self._lost = 0
         self._seen_at_us: dict[str, int] = {}
         self._inherited_us = self.unrecorded_floor_us()
         with _ledger_errors():
-            migrations.apply(sqlite_utils.Database(connection))
+            tables.prepare(connection)
+            self._head = tables.head_of(connection)
             row = connection.execute("select max(grant_id) from hole_grant").fetchone()
         self._last_grant_id: int = row[0] or 0
 
@@ -120,6 +106,11 @@ class Ledger:
     def is_behind(self) -> bool:
         """Whether something waits that could not be written yet."""
         return not self._waiting.is_empty or self._lost > 0
+
+    @property
+    def head(self) -> Head:
+        """Where the chain ends. This is what the daemon wrote, whatever the file says by now."""
+        return self._head
 
     def next_grant_id(self) -> int:
         """A new grant's number."""
@@ -132,10 +123,13 @@ class Ledger:
         When it raises, no grant of the batch was entered and none may be acted upon; its burned
         requests and its records wait for the next commit.
         """
+        if self._denials is not None:
+            batch.records = self._kept(batch.records, self._denials, now_us)
+        if batch.is_empty and not self.is_behind:
+            return
         whole = self._with_waiting(batch, now_us)
         try:
-            with _ledger_errors(), self._flushing(batch.flushed), self._transaction():
-                self._write(whole, now_us)
+            self._make_true(whole, batch.flushed, now_us)
         except LedgerError:
             self._keep_waiting(batch)
             raise
@@ -153,6 +147,14 @@ class Ledger:
         with suppress(LedgerError):
             self.commit(Batch(records=list(records), ended=list(ended)), now_us)
 
+    def _kept(self, records: list[Record], denials: Denials, now_us: int) -> list[Record]:
+        """What belongs into the chain; the rest goes to the denials."""
+        apart = [record for record in records if is_denial(record)]
+        if not apart:
+            return records
+        denials.add(apart, now_us)
+        return [record for record in records if not is_denial(record)]
+
     def _with_waiting(self, batch: Batch, now_us: int) -> Batch:
         waiting = self._waiting
         records = waiting.records + batch.records
@@ -165,6 +167,44 @@ class Ledger:
             records=records,
             seen=batch.seen,
         )
+
+    def _make_true(self, whole: Batch, flushed: bool, now_us: int) -> None:
+        """Where what went wrong has a remedy, it is tried again, and the record says so."""
+        while True:
+            try:
+                with _ledger_errors(), self._flushing(flushed), self.writing():
+                    head = self._write(whole, now_us)
+            except LedgerError as error:
+                remedy = self._remedy(error, now_us)
+                if remedy is None:
+                    raise
+                whole.records.append(remedy)
+            else:
+                self._head = head
+                return
+
+    def _remedy(self, error: LedgerError, now_us: int) -> Record | None:
+        if error.is_full and self._denials is not None and (shed := self._denials.drop()):
+            detail = {"denials_shed": shed}
+            return Record(Event.DISK_FULL, now_us, reason=str(error), detail=detail)
+        if error.is_foreign:
+            return self._step_over(now_us)
+        return None
+
+    def _step_over(self, now_us: int) -> Record | None:
+        """Lines that this ledger did not write are left alone, and the chain is not theirs.
+
+        The next line follows the last one of our own: where the others stand the chain is broken.
+        """
+        with suppress(sqlite3.Error):
+            last = self._connection.execute("select max(id) from event").fetchone()[0]
+            count = last - self._head.event_id
+            if count > 0:
+                self._head = Head(last, self._head.digest)
+                detail = {"count": count}
+                reason = "another program wrote to the record"
+                return Record(Event.RECORDS_FOREIGN, now_us, reason=reason, detail=detail)
+        return None
 
     def _keep_waiting(self, batch: Batch) -> None:
         self._waiting.burned += batch.burned
@@ -200,36 +240,36 @@ class Ledger:
             self._connection.execute("pragma synchronous = normal")
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("begin immediate")
-        try:
-            yield
-            self._connection.execute("commit")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                self._connection.execute("rollback")
-            raise
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, all of it or nothing. Raises LedgerError."""
+        with _ledger_errors():
+            self._connection.execute("begin immediate")
+            try:
+                yield self._connection
+                self._connection.execute("commit")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    self._connection.execute("rollback")
+                raise
 
-    def _write(self, batch: Batch, now_us: int) -> None:
+    def _write(self, batch: Batch, now_us: int) -> Head:
         execute_many = self._connection.executemany
         execute_many(
             "insert or ignore into burned values (?, ?, ?)",
             [(b.sent_at_us, b.key_id, b.nonce) for b in batch.burned],
         )
         execute_many(
-            "insert into hole_grant values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, null, null)",
-            [_grant_row(grant, self._boot_id) for grant in batch.grants],
+            grantrows.INSERT_GRANT,
+            [grantrows.row_of(grant, self._boot_id) for grant in batch.grants],
         )
         execute_many(
             "update hole_grant set ended_at_us = ?, ended_why = ? where grant_id = ?",
             [(now_us, why, grant.grant_id) for grant, why in batch.ended],
         )
         self._note_seen(batch.seen)
-        execute_many(
-            "insert into event (at_us, event, identity, key_id, source, target, access, reason,"
-            " rule, grant_id, detail) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [_event_row(record) for record in batch.records],
-        )
+        rows, head = chain.link(self._head, batch.records)
+        execute_many(tables.INSERT_EVENT, rows)
+        return head
 
     def _note_seen(self, seen: Iterable[tuple[str, int]]) -> None:
         """When a key was last heard is known to the minute."""
@@ -255,29 +295,24 @@ class Ledger:
 
     def forget(self, until_us: int, floors: dict[str, int]) -> None:
         """Drops burned requests stamped before a time; the floors that rise stand for them."""
-        with _ledger_errors(), self._transaction():
-            self._connection.executemany(
+        with self.writing() as connection:
+            connection.executemany(
                 "insert into burned_floor values (?, ?)"
                 " on conflict do update set sent_at_us = max(sent_at_us, excluded.sent_at_us)",
                 floors.items(),
             )
-            self._connection.execute("delete from burned where sent_at_us < ?", (until_us,))
+            connection.execute("delete from burned where sent_at_us < ?", (until_us,))
 
     def live_grants(self) -> list[Grant]:
         """The grants of this boot that have not ended."""
         with _ledger_errors():
-            rows = self._connection.execute(
-                "select grant_id, key_id, identity, rule, source, target, access, once, sessions,"
-                " opened_at_us, expires_at_us, ends_at_s from hole_grant"
-                " where ended_at_us is null and boot_id = ? order by grant_id",
-                (self._boot_id,),
-            ).fetchall()
-        return [_grant(row) for row in rows]
+            rows = self._connection.execute(grantrows.SELECT_LIVE, (self._boot_id,)).fetchall()
+        return [grantrows.grant_of(row) for row in rows]
 
     def end_other_boots(self, now_us: int) -> int:
         """Closes the books on grants that a reboot has ended; how many there were."""
-        with _ledger_errors(), self._transaction():
-            return self._connection.execute(
+        with self.writing() as connection:
+            return connection.execute(
                 "update hole_grant set ended_at_us = ?, ended_why = 'reboot'"
                 " where ended_at_us is null and boot_id <> ?",
                 (now_us, self._boot_id),
@@ -296,56 +331,3 @@ def _ledger_errors() -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise LedgerError(str(error)) from error
-
-
-def _grant_row(grant: Grant, boot_id: str) -> tuple[object, ...]:
-    return (
-        grant.grant_id,
-        grant.key_id,
-        grant.identity,
-        grant.rule,
-        text_of(grant.source),
-        text_of(grant.target),
-        str(grant.access),
-        int(grant.once),
-        grant.sessions.value,
-        grant.opened_at_us,
-        grant.expires_at_us,
-        grant.ends_at_s,
-        boot_id,
-    )
-
-
-def _grant(row: tuple[int, str, str, str, str, str, str, int, str, int, int, float]) -> Grant:
-    grant_id, key_id, identity, rule, source, target, access, once, sessions = row[:9]
-    opened_at_us, expires_at_us, ends_at_s = row[9:]
-    return Grant(
-        grant_id,
-        key_id,
-        identity,
-        rule,
-        ip_address(source),
-        ip_address(target),
-        Access.parse(access),
-        bool(once),
-        Sessions(sessions),
-        opened_at_us,
-        expires_at_us,
-        ends_at_s,
-    )
-
-
-def _event_row(record: Record) -> tuple[object, ...]:
-    return (
-        record.at_us,
-        record.event.value,
-        record.identity,
-        record.key_id,
-        record.source,
-        record.target,
-        record.access,
-        record.reason,
-        record.rule,
-        record.grant_id,
-        msgspec.json.encode(record.detail, order="sorted").decode(),
-    )

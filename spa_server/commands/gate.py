@@ -1,8 +1,10 @@
 """`spa-server gate`: the gate in the kernel, put in force, shown, taken away."""
 
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -11,6 +13,9 @@ from keys.when import parse_duration
 from spa_server import control
 from spa_server.commands.common import PROGRAM, ask, explained
 from spa_server.config import Config, load_config
+
+if TYPE_CHECKING:
+    from spa_server.policy.model import Policy
 
 _LONGEST_TRIAL_S: Final = 86_400
 
@@ -21,6 +26,16 @@ def _trial_s(text: str) -> float:
     if not 1 <= within_s <= _LONGEST_TRIAL_S:
         raise ValueError(f"{text!r} is not between 1s and 1d")
     return within_s
+
+
+def observing(*, everything: bool, accesses: Iterable[str]) -> None:
+    """Says loudly that the gate does not deny what the policy does not allow."""
+    see = f"see: {PROGRAM} audit --event connection.would-deny"
+    ports = ", ".join(accesses)
+    if everything:
+        note(f"OBSERVE MODE: THIS HOST IS OPEN. What would be denied is let in and recorded; {see}")
+    elif ports:
+        note(f"OBSERVED, AND OPEN: {ports}. What would be denied is let in and recorded; {see}")
 
 
 @click.group()
@@ -45,21 +60,15 @@ def gate_apply(path: Path | None, confirm_within: float | None, closed_on_error:
 
     On a host that you reach over the network, use --confirm-within: if you are locked out, it is
     undone by itself.
+
+    With 'mode = "observe"' in server.toml nothing is denied: what would be is let in and recorded.
+    To go from there to 'enforce', and back, change the file and run this again.
     """
     from spa_server import sessions, trial
     from spa_server.firewall.kernel import Gate
     from spa_server.gatehouse import Gatehouse
-    from spa_server.policy.load import load_policy
-    from spa_server.policy.model import Policy
 
-    config = load_config(path)
-    problem: Trouble | None = None
-    try:
-        policy = load_policy(config.policy)
-    except Trouble as trouble:
-        if not closed_on_error:
-            raise
-        policy, problem = Policy(), trouble
+    config, policy, problem = _read(path, closed_on_error=closed_on_error)
     with explained(), Gate() as kernel:
         gatehouse = Gatehouse(config, kernel)
         kept = sessions.adopt_established()
@@ -73,11 +82,37 @@ def gate_apply(path: Path | None, confirm_within: float | None, closed_on_error:
         sessions.adopt_established()
         if confirm_within is None:
             _keep(config, gatehouse)
+        in_force = kernel.ruleset()
     note(f"The gate is in force; {kept} open sessions were made known to it and live on.")
     if confirm_within is not None:
         note(f"It is undone in {confirm_within:g} s unless you run: {PROGRAM} gate confirm")
+    _say_observed(in_force)
     if problem is not None:
         raise problem
+
+
+def _read(path: Path | None, *, closed_on_error: bool) -> tuple[Config, "Policy", Trouble | None]:
+    """What the gate is made from, and what was wrong with it. Raises Trouble, or closes more."""
+    from spa_server.gatehouse import plan_observed
+    from spa_server.policy.load import load_policy
+    from spa_server.policy.model import Policy
+
+    config, policy = load_config(path), Policy()
+    try:
+        policy = load_policy(config.policy)
+        plan_observed(config, policy)
+    except Trouble as trouble:
+        if not closed_on_error:
+            raise
+        return replace(config, observe=()), policy, trouble
+    return config, policy, None
+
+
+def _say_observed(ruleset: str) -> None:
+    from spa_server.firewall.gate import observed_in
+
+    observed = observed_in(ruleset)
+    observing(everything=observed.everything, accesses=map(str, sorted(observed.accesses)))
 
 
 def _keep(config: Config, gatehouse: Any) -> None:
@@ -117,7 +152,9 @@ def gate_show(path: Path | None) -> None:
         if not kernel.is_loaded():
             hint = f"put it in force: {PROGRAM} gate apply --confirm-within 60s"
             raise Trouble("the gate is not loaded", hint, exit_code=ExitCode.REFUSED)
-        click.echo(kernel.ruleset())
+        ruleset = kernel.ruleset()
+    click.echo(ruleset)
+    _say_observed(ruleset)
 
 
 @gate.command("remove")

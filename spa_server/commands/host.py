@@ -8,6 +8,7 @@ from keys.console import ExitCode, Parsed, Trouble, note, print_json, say, table
 from keys.names import identity_name
 from spa_protocol.keytext import Endpoint
 from spa_server.commands.common import PROGRAM, ask, explained, json_option
+from spa_server.commands.gate import observing
 from spa_server.config import load_config
 
 
@@ -46,13 +47,19 @@ def run(path: Path | None) -> None:
 @json_option
 @click.pass_obj
 def status(path: Path | None, as_json: bool) -> None:
-    """How the daemon is."""
+    """How the daemon is.
+
+    'mode' is how the gate in force treats what the policy does not allow; 'observed' are the ports
+    where it is let in and recorded, while all others are enforced.
+    """
     answer = ask(load_config(path), do="status")
     if as_json:
         print_json(answer)
         return
     for name, value in answer.items():
-        say(f"{name.replace('_', ' '):<15}  {value}")
+        text = ", ".join(value) if isinstance(value, list) else value
+        say(f"{name.replace('_', ' '):<17}  {text}".rstrip())
+    observing(everything=answer["mode"] == "observe", accesses=answer["observed"])
 
 
 @click.command()

@@ -24,6 +24,7 @@ from spa_server.netlink import NFGENMSG, NLM_F_CREATE, NLM_F_EXCL, Message
 ADMITTED: Final = "admitted"
 HOLE_SETS: Final = ("holes4", "holes6", "once4", "once6")
 DENIED_SETS: Final = ("denied4", "denied6")
+OBSERVED_SETS: Final = ("observed4", "observed6")
 
 # The elements of one message are one attribute, whose length is 16 bits wide.
 MAX_ELEMENTS: Final = 900
@@ -87,7 +88,10 @@ class LiveHole(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """Packets that were dropped: from whom, to which protocol number and port, how many."""
+    """Packets that were dropped: from whom, to which protocol number and port, how many.
+
+    Where the gate observes, the first packets of connections that it would have denied.
+    """
 
     source: Address
     protocol: int
@@ -142,7 +146,7 @@ def decode_hole(set_name: str, key: bytes) -> Hole:
 
 
 def decode_denial(set_name: str, element: Element) -> Denial:
-    """An element of `denied4` or `denied6`."""
+    """An element of one of the `denied` or `observed` sets."""
     size = _address_size(set_name)
     protocol, port = _PROTOCOL_AND_PORT.unpack_from(element.key, size)
     return Denial(ip_address(element.key[:size]), protocol, port, element.count.packets)

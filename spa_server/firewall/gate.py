@@ -1,17 +1,29 @@
 """The gate as an nft script: a plan's values in the template `gate.nft`."""
 
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from string import Template
 from typing import Final
 
-from spa_protocol.access import Protocol
-from spa_server.firewall.plan import GatePlan, OpenPorts, PortRange, merged_ports, open_ports
+from spa_protocol.access import Access, Protocol
+from spa_server.firewall.plan import (
+    GatePlan,
+    Observed,
+    OpenPorts,
+    PortRange,
+    merged_ports,
+    open_ports,
+    ports_without,
+)
 
 TABLE: Final = "spa"
 _TO_THIS_HOST: Final = "{ local, broadcast, multicast, anycast }"
 _CHAIN: Final = re.compile(r"^\s*chain (\w+) \{", re.MULTILINE)
+_OBSERVED: Final = re.compile(
+    r"^\s*(?:(\w+) dport (?:\{ )?([\d, -]+?)(?: \})? )?goto observe$", re.MULTILINE
+)
 _INDENT: Final = "\n    "
 
 
@@ -26,6 +38,7 @@ def render(plan: GatePlan) -> str:
         cut=_rules(_cut_rules(plan)),
         ours=_rules(_rules_for_ours(plan)),
         not_ours=_rules(_rules_for_not_ours(plan)),
+        observed=_rules(_observed_rules(plan.observed)),
         always_open=_rules([_open_rule(rule) for rule in open_ports(plan.always_open)]),
     )
 
@@ -45,6 +58,16 @@ def render_again(ruleset: str) -> str:
     return f"{ruleset}\n{flushes}{ruleset}\n"
 
 
+def observed_in(script: str) -> Observed:
+    """Which ports a gate observes, from its script or from nft's listing of it."""
+    found = _OBSERVED.findall(script)
+    accesses = (f"{label}/{ports}" for label, each in found if label for ports in each.split(", "))
+    return Observed(
+        everything=any(not label for label, _ in found),
+        accesses=tuple(map(Access.parse, accesses)),
+    )
+
+
 @cache
 def _template() -> Template:
     return Template(resources.files(__package__).joinpath("gate.nft").read_text("utf-8"))
@@ -55,9 +78,27 @@ def _rules(rules: list[str]) -> str:
 
 
 def _cut_rules(plan: GatePlan) -> list[str]:
-    ranges = {protocol: merged_ports(plan.cut, protocol) for protocol in Protocol}
+    if plan.observed.everything:
+        return []
+    ranges = {
+        protocol: ports_without(
+            merged_ports(plan.cut, protocol), merged_ports(plan.observed.accesses, protocol)
+        )
+        for protocol in Protocol
+    }
+    return _port_rules(ranges, "jump cut")
+
+
+def _observed_rules(observed: Observed) -> list[str]:
+    if observed.everything:
+        return ["goto observe"]
+    ranges = {protocol: merged_ports(observed.accesses, protocol) for protocol in Protocol}
+    return _port_rules(ranges, "goto observe")
+
+
+def _port_rules(ranges: Mapping[Protocol, tuple[PortRange, ...]], verdict: str) -> list[str]:
     return [
-        f"{protocol.label} dport {_ports(ports)} jump cut"
+        f"{protocol.label} dport {_ports(ports)} {verdict}"
         for protocol, ports in ranges.items()
         if ports
     ]
@@ -83,10 +124,10 @@ def _rules_for_not_ours(plan: GatePlan) -> list[str]:
 def _open_rule(rule: OpenPorts) -> str:
     ports = f"{rule.protocol.label} dport {_ports(rule.ports)}"
     if rule.is_from_anywhere:
-        return f"meta nfproto ipv{rule.version} {ports} accept"
+        return f"meta nfproto ipv{rule.version} {ports} counter accept"
     source = "ip saddr" if rule.version == 4 else "ip6 saddr"
     networks = ", ".join(str(network) for network in rule.networks)
-    return f"{ports} {source} {{ {networks} }} accept"
+    return f"{ports} {source} {{ {networks} }} counter accept"
 
 
 def _ports(ranges: tuple[PortRange, ...]) -> str:

@@ -196,7 +196,14 @@ class Gate:
 
     def denials(self) -> Iterator[Denial]:
         """What was denied in the last minutes: up to 65,535 sources and ports of each family."""
-        for name in elements.DENIED_SETS:
+        return self._denials(elements.DENIED_SETS)
+
+    def observed(self) -> Iterator[Denial]:
+        """The same of what would have been denied, and was let in: counts of connections."""
+        return self._denials(elements.OBSERVED_SETS)
+
+    def _denials(self, set_names: Iterable[str]) -> Iterator[Denial]:
+        for name in set_names:
             for element in self._elements(name):
                 yield elements.decode_denial(name, element)
 

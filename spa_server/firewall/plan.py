@@ -35,8 +35,30 @@ class AlwaysOpen:
 
 
 @dataclass(frozen=True, slots=True)
+class Observed:
+    """Ports to which nothing is denied: what would be is let in, counted and recorded.
+
+    None by default, `accesses` where some are named, all of them with `everything`.
+    """
+
+    everything: bool = False
+    accesses: tuple[Access, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.everything or bool(self.accesses)
+
+    def __contains__(self, access: Access) -> bool:
+        return self.everything or any(access in observed for observed in self.accesses)
+
+    def __str__(self) -> str:
+        return "every port" if self.everything else ", ".join(map(str, sorted(self.accesses)))
+
+
+@dataclass(frozen=True, slots=True)
 class GatePlan:
     """Everything the gate's rules depend on.
+
+    Where a `cut` port is observed, it is not cut.
 
     `outer` names the interfaces by which forwarded traffic is judged when it enters: None means
     whichever it enters by (fail closed, for when no default route is known), an empty tuple means
@@ -50,6 +72,7 @@ class GatePlan:
     always_open: tuple[AlwaysOpen, ...] = ()
     cut: tuple[Access, ...] = ()
     outer: tuple[str, ...] | None = None
+    observed: Observed = Observed()
     source_rate_per_s: int = 20
     source_burst: int = 20
     tag_rate_per_s: int = 1000
@@ -99,6 +122,26 @@ def merged_ports(accesses: Iterable[Access], protocol: Protocol) -> tuple[PortRa
         else:
             merged.append((first, last))
     return tuple(merged)
+
+
+def ports_without(
+    ranges: Iterable[PortRange], others: Iterable[PortRange]
+) -> tuple[PortRange, ...]:
+    """The ports of some ranges that are in none of the others; both are as `merged_ports` gives."""
+    removed = tuple(others)
+    return tuple(left for within in ranges for left in _without(within, removed))
+
+
+def _without(within: PortRange, removed: tuple[PortRange, ...]) -> Iterator[PortRange]:
+    first, last = within
+    for gone_first, gone_last in removed:
+        if gone_last < first or last < gone_first:
+            continue
+        if first < gone_first:
+            yield first, gone_first - 1
+        first = gone_last + 1
+    if first <= last:
+        yield first, last
 
 
 def open_ports(entries: Iterable[AlwaysOpen]) -> tuple[OpenPorts, ...]:

@@ -1,224 +1,265 @@
 """Reading policy.toml: strictly, and with an error that says which key is wrong and what to write.
 
 A policy is loaded whole or not at all; whoever reloads keeps the one in force when this raises.
+What can be told from one table is checked here, the rest in `soundness`.
 """
 
 import re
-from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from ipaddress import IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import msgspec
+from typing import Any, Final
 
 from keys import tomlfile
-from keys.tomlfile import FileProblem, convert, lower_first, table
-from keys.when import parse_duration
-from spa_protocol.access import Access
-from spa_protocol.layout import MAX_LIFETIME_S, Malformed
-from spa_server.policy.model import Allow, AlwaysOpenRule, Network, Policy, Role, Sessions, Sources
+from keys.tomlfile import FileProblem, convert, quoted, string
+from keys.when import rfc3339
+from spa_protocol.access import Access, check_together
+from spa_protocol.layout import Malformed
+from spa_server.policy.fields import Fields
+from spa_server.policy.hours import BadSchedule
+from spa_server.policy.lines import lines_of
+from spa_server.policy.model import (
+    Allow,
+    AlwaysOpenRule,
+    Limits,
+    Network,
+    Policy,
+    PolicyTest,
+    Requirement,
+    Role,
+    Sessions,
+    Sources,
+)
+from spa_server.policy.schedule import Schedule
+from spa_server.policy.soundness import check_sound
+from spa_server.policy.tables import (
+    AllowTable,
+    AlwaysOpenTable,
+    LimitsTable,
+    PolicyTable,
+    RoleTable,
+    TestTable,
+)
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
-_DEFAULT_LIFETIME = "30s"
-_Names = Annotated[list[str], msgspec.Meta(min_length=1)]
+_PREFIX: Final = re.compile(r"[^/]+(/[0-9]{1,3})?")
+_MAX_KNOWN: Final = 12
 
 
-class _AllowTable(msgspec.Struct, forbid_unknown_fields=True, rename={"sources": "from"}):
-    services: _Names
-    sources: _Names | None = None
-    lifetime: str = _DEFAULT_LIFETIME
-    max_lifetime: str | None = None
-    sessions: Literal["keep", "cut"] = "keep"
-    once: bool = False
-
-
-class _RoleTable(msgspec.Struct, forbid_unknown_fields=True):
-    description: str = ""
-    allow: list[Any] = []
-
-
-class _AlwaysOpenTable(msgspec.Struct, forbid_unknown_fields=True, rename={"sources": "from"}):
-    services: _Names
-    sources: _Names | None = None
-
-
-class _PolicyFile(msgspec.Struct, forbid_unknown_fields=True):
-    services: dict[str, Any] = {}
-    roles: dict[str, Any] = {}
-    always_open: list[Any] = []
+class _Expect(StrEnum):
+    ALLOW = "allow"
+    DENY = "deny"
 
 
 def load_policy(path: Path) -> Policy:
     """The policy in a file. Raises FileProblem."""
-    return parse_policy(tomlfile.read(path), path)
+    text = tomlfile.read_text(path)
+    if text is None:
+        raise FileProblem(path, "", "no such file or directory")
+    return parse_policy(tomlfile.parse(text, path), path, lines_of(text))
 
 
-def parse_policy(value: dict[str, Any], path: Path) -> Policy:
-    """A policy from TOML's plain values; `path` is for error messages. Raises FileProblem."""
-    convert(value, _PolicyFile, path, "")
-    reader = _Reader(path)
-    services = {
-        name: reader.service(name, text) for name, text in table(value, "services", path).items()
-    }
-    roles = {
-        name: reader.role(name, role, services)
-        for name, role in table(value, "roles", path).items()
-    }
-    always_open = tuple(
-        reader.always_open(index, rule, services)
-        for index, rule in enumerate(value.get("always_open", []))
+def parse_policy(
+    value: dict[str, Any], path: Path, lines: Mapping[str, int] | None = None
+) -> Policy:
+    """A policy from TOML's plain values. Raises FileProblem.
+
+    `path` is for error messages, `lines` says where each table begins.
+    """
+    whole = convert(value, PolicyTable, path, "")
+    reader = _Reader(path, lines or {})
+    for name, texts in whole.services.items():
+        reader.services[name] = reader.service(name, texts)
+    roles = {name: reader.role(name, role) for name, role in whole.roles.items()}
+    policy = Policy(
+        reader.services,
+        roles,
+        tuple(reader.always_open(index, rule) for index, rule in enumerate(whole.always_open)),
+        reader.limits(whole.limits, "limits"),
+        tuple(reader.test(index, test, roles) for index, test in enumerate(whole.tests)),
     )
-    policy = Policy(services, roles, always_open)
-    reader.check_cut(policy)
+    check_sound(policy, path)
     return policy
 
 
-class _Reader:
-    """Turns the tables of one file into the model; it only knows the file's name."""
+class _Reader(Fields):
+    """Turns the tables of one file into the model; it knows the file, its lines and services."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def _problem(self, where: str, problem: str) -> FileProblem:
-        return FileProblem(self._path, where, problem)
-
-    def _name(self, name: str, where: str) -> str:
-        if not _NAME.fullmatch(name):
-            raise self._problem(
-                where, "a name is 1 to 64 letters, digits and . _ @ + -, a letter or digit first"
-            )
-        return name
+    def __init__(self, path: Path, lines: Mapping[str, int]) -> None:
+        super().__init__(path)
+        self._lines = lines
+        self.services: dict[str, tuple[Access, ...]] = {}
 
     def service(self, name: str, value: object) -> tuple[Access, ...]:
-        where = f"services.{self._name(name, f'services.{name}')}"
+        where = f"services.{self.name(name, f'services.{quoted(name)}')}"
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not texts:
-            raise self._problem(where, 'expected "tcp/22" or a list like ["tcp/80", "udp/443"]')
+            raise self.problem(where, 'expected "tcp/22" or a list like ["tcp/80", "udp/443"]')
         accesses: list[Access] = []
         for text in texts:
-            access = self._access(text, where)
+            access = self.access(text, where)
             if any(access.overlaps(other) for other in accesses):
-                raise self._problem(where, f"{access} overlaps another port of the same service")
+                raise self.problem(where, f"{access} overlaps another port of the same service")
             accesses.append(access)
         return tuple(accesses)
 
-    def _access(self, text: object, where: str) -> Access:
-        if not isinstance(text, str):
-            raise self._problem(where, f'expected text like "tcp/22", got {text!r}')
-        try:
-            return Access.parse(text)
-        except Malformed as error:
-            raise self._problem(where, str(error)) from None
-
-    def role(self, name: str, value: object, services: dict[str, tuple[Access, ...]]) -> Role:
-        where = f"roles.{self._name(name, f'roles.{name}')}"
-        role = convert(value, _RoleTable, self._path, where)
-        allows = tuple(
-            self._allow(f"{where}.allow[{index}]", name, allow, services)
-            for index, allow in enumerate(role.allow)
+    def role(self, name: str, value: object) -> Role:
+        where = f"roles.{self.name(name, f'roles.{quoted(name)}')}"
+        role = convert(value, RoleTable, self.path, where)
+        expires_at_us = self.expiry(role.expires, f"{where}.expires")
+        return Role(
+            name=name,
+            description=self.one_line(role.description, f"{where}.description"),
+            allows=tuple(
+                self._allow(f"{where}.allow[{index}]", name, allow, expires_at_us)
+                for index, allow in enumerate(role.allow)
+            ),
+            limits=self.limits(role.limits, f"{where}.limits"),
+            expires_at_us=expires_at_us,
+            review_by=role.review_by,
+            line=self._lines.get(where, 0),
         )
-        return Role(name, role.description, allows)
 
-    def _allow(
-        self, where: str, role: str, value: object, services: dict[str, tuple[Access, ...]]
-    ) -> Allow:
-        allow = convert(value, _AllowTable, self._path, where)
-        lifetime_s = self._lifetime(allow.lifetime, f"{where}.lifetime")
-        longest = allow.max_lifetime or allow.lifetime
-        max_lifetime_s = self._lifetime(longest, f"{where}.max_lifetime")
-        if max_lifetime_s < lifetime_s:
-            raise self._problem(
-                f"{where}.max_lifetime", f"shorter than the lifetime of {lifetime_s} s"
-            )
-        sessions = Sessions(allow.sessions)
+    def limits(self, value: object, where: str) -> Limits:
+        limits = convert(value, LimitsTable, self.path, where)
+        return Limits(limits.max_open, limits.knocks_per_minute)
+
+    def _allow(self, where: str, role: str, value: object, role_expires_at_us: int | None) -> Allow:
+        allow = convert(value, AllowTable, self.path, where)
+        lifetime_s, max_lifetime_s = self._lifetimes(allow, where)
+        sessions = self.choice(allow.sessions, Sessions, f"{where}.sessions")
         if allow.once and sessions is Sessions.CUT:
-            raise self._problem(
-                f"{where}.once",
-                'a single connection cannot be cut with its hole; drop once or sessions = "cut"',
-            )
+            problem = "a single connection cannot be cut with its hole"
+            raise self.problem(f"{where}.once", f'{problem}; drop once or sessions = "cut"')
         return Allow(
             path=where,
             role=role,
             services=tuple(allow.services),
-            accesses=self._accesses(allow.services, services, where),
-            sources=self._sources(allow.sources, where),
+            accesses=self._accesses(allow.services, f"{where}.services"),
+            sources=self._sources(allow.sources, f"{where}.from"),
             lifetime_s=lifetime_s,
             max_lifetime_s=max_lifetime_s,
             sessions=sessions,
             once=allow.once,
+            when=self._schedule(allow, where),
+            require=self._requirements(allow.require, f"{where}.require"),
+            expires_at_us=self._sooner(allow.expires, role_expires_at_us, f"{where}.expires"),
+            review_by=allow.review_by,
+            line=self._lines.get(where, self._lines.get(f"roles.{role}", 0)),
         )
 
-    def always_open(
-        self, index: int, value: object, services: dict[str, tuple[Access, ...]]
-    ) -> AlwaysOpenRule:
+    def always_open(self, index: int, value: object) -> AlwaysOpenRule:
         where = f"always_open[{index}]"
-        rule = convert(value, _AlwaysOpenTable, self._path, where)
-        accesses = self._accesses(rule.services, services, where)
+        rule = convert(value, AlwaysOpenTable, self.path, where)
         return AlwaysOpenRule(
-            where, tuple(rule.services), accesses, self._sources(rule.sources, where)
+            path=where,
+            services=tuple(rule.services),
+            accesses=self._accesses(rule.services, f"{where}.services"),
+            sources=self._sources(rule.sources, f"{where}.from"),
+            line=self._lines.get(where, 0),
         )
 
-    def _accesses(
-        self, names: Iterable[str], services: dict[str, tuple[Access, ...]], where: str
-    ) -> tuple[Access, ...]:
+    def test(self, index: int, value: object, roles: Mapping[str, Role]) -> PolicyTest:
+        where = f"tests[{index}]"
+        test = convert(value, TestTable, self.path, where)
+        if (test.identity is None) == (test.role is None):
+            raise self.problem(where, "expected either identity or role, and not both")
+        if test.role is not None and test.role not in roles:
+            raise self.problem(f"{where}.role", f"no role {test.role!r}; {_known(roles)}")
+        if test.identity is not None:
+            self.name(test.identity, f"{where}.identity")
+        return PolicyTest(
+            path=where,
+            name=self.one_line(test.name, f"{where}.name") or where,
+            identity=test.identity,
+            role=test.role,
+            access=self._asked(test.access, f"{where}.access"),
+            source=self.address(test.source, f"{where}.from"),
+            at_us=self.moment(test.at, f"{where}.at"),
+            declared=test.declared,
+            touched=test.touched,
+            is_allowed=self.choice(test.expect, _Expect, f"{where}.expect") is _Expect.ALLOW,
+            line=self._lines.get(where, 0),
+        )
+
+    def _asked(self, text: str, where: str) -> Access:
+        """An access that a knock may ask for."""
+        access = self.access(text, where)
+        try:
+            check_together((access,))
+        except Malformed as error:
+            raise self.problem(where, str(error)) from None
+        return access
+
+    def _accesses(self, names: Iterable[str], where: str) -> tuple[Access, ...]:
         accesses: dict[Access, None] = {}
         for name in names:
-            if name not in services:
-                known = ", ".join(sorted(services)) or "none"
-                raise self._problem(f"{where}.services", f"no service {name!r}; known: {known}")
-            accesses.update(dict.fromkeys(services[name]))
+            if name not in self.services:
+                raise self.problem(where, f"no service {name!r}; {_known(self.services)}")
+            accesses.update(dict.fromkeys(self.services[name]))
         return tuple(accesses)
 
-    def _sources(self, texts: list[str] | None, where: str) -> Sources:
-        return Sources(tuple(self._network(text, f"{where}.from") for text in texts or ()))
+    def _sources(self, texts: Iterable[str] | None, where: str) -> Sources:
+        return Sources(tuple(parse_network(text, self.path, where) for text in texts or ()))
 
-    def _network(self, text: str, where: str) -> Network:
-        return parse_network(text, self._path, where)
+    def _lifetimes(self, allow: AllowTable, where: str) -> tuple[int, int]:
+        """What a knock gets, and the most it may ask for, in seconds."""
+        lifetime_s = self.lifetime(allow.lifetime, f"{where}.lifetime")
+        if allow.max_lifetime is None:
+            return lifetime_s, lifetime_s
+        max_lifetime_s = self.lifetime(allow.max_lifetime, f"{where}.max_lifetime")
+        if max_lifetime_s < lifetime_s:
+            problem = f"shorter than the lifetime of {lifetime_s} s"
+            raise self.problem(f"{where}.max_lifetime", problem)
+        return lifetime_s, max_lifetime_s
 
-    def _lifetime(self, text: str, where: str) -> int:
+    def _schedule(self, allow: AllowTable, where: str) -> Schedule | None:
+        if allow.when is None:
+            for name in ("timezone", "country"):
+                if getattr(allow, name) is not None:
+                    raise self.problem(f"{where}.{name}", "means nothing without when")
+            return None
+        timezone = "UTC" if allow.timezone is None else allow.timezone
         try:
-            lifetime_s = parse_duration(text)
-        except ValueError as error:
-            raise self._problem(where, lower_first(str(error))) from None
-        if not 1 <= lifetime_s <= MAX_LIFETIME_S or lifetime_s != int(lifetime_s):
-            raise self._problem(where, f"{text!r} is not a number of whole seconds from 1 on")
-        return int(lifetime_s)
+            return Schedule(allow.when, timezone, allow.country)
+        except BadSchedule as error:
+            raise self.problem(f"{where}.{error.key}", str(error)) from None
 
-    def check_cut(self, policy: Policy) -> None:
-        """One port cannot be cut for some and kept for others: the kernel cuts by port."""
-        kept = [allow for allow in policy.allows if allow.sessions is Sessions.KEEP]
-        for cut in (allow for allow in policy.allows if allow.sessions is Sessions.CUT):
-            for keep in kept:
-                shared = next(
-                    (a for a in cut.accesses for b in keep.accesses if a.overlaps(b)), None
-                )
-                if shared is not None:
-                    raise self._problem(
-                        f"{cut.path}.sessions",
-                        f"cuts the sessions of {shared}, which {keep.path} keeps; "
-                        "say the same in both",
-                    )
-        self._check_always_open(policy)
+    def _requirements(self, texts: list[str], where: str) -> frozenset[Requirement]:
+        required = [self.choice(text, Requirement, where) for text in texts]
+        for text in required:
+            if required.count(text) > 1:
+                raise self.problem(where, f"{string(text)} is named twice")
+        return frozenset(required)
 
-    def _check_always_open(self, policy: Policy) -> None:
-        for rule in policy.always_open:
-            shared = next((a for a in rule.accesses for b in policy.cut if a.overlaps(b)), None)
-            if shared is not None:
-                raise self._problem(
-                    rule.path, f"{shared} cannot be always open: its sessions end with their hole"
-                )
+    def _sooner(self, value: object, role_expires_at_us: int | None, where: str) -> int | None:
+        """When an allow expires: when it says, or with its role."""
+        expires_at_us = self.expiry(value, where)
+        if expires_at_us is None or role_expires_at_us is None:
+            return role_expires_at_us if expires_at_us is None else expires_at_us
+        if expires_at_us > role_expires_at_us:
+            problem = f"its role expires before that, on {rfc3339(role_expires_at_us)[:10]}"
+            raise self.problem(where, f"{problem}; take it out")
+        return expires_at_us
 
 
-def parse_network(text: str, path: Path, where: str) -> IPv4Network | IPv6Network:
+def _known(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = ", ..." if len(ordered) > _MAX_KNOWN else ""
+    return f"known: {', '.join(ordered[:_MAX_KNOWN]) or 'none'}{more}"
+
+
+def parse_network(text: str, path: Path, where: str) -> Network:
     """A CIDR without host bits. Raises FileProblem."""
     try:
-        return ip_network(text)
+        network = ip_network(text, strict=False) if _PREFIX.fullmatch(text) else None
     except ValueError:
-        pass
-    try:
-        network = ip_network(text, strict=False)
-    except ValueError:
-        raise FileProblem(
-            path, where, f"{text!r} is no network; write it like 10.20.0.0/16 or 2001:db8::/48"
-        ) from None
-    raise FileProblem(path, where, f"{text!r} has host bits set; write {network}")
+        network = None
+    if network is None:
+        problem = f"{text!r} is no network; write it like 10.20.0.0/16 or 2001:db8::/48"
+        raise FileProblem(path, where, problem)
+    if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped is not None:
+        raise FileProblem(path, where, f"{text!r} is IPv4; write it like 10.20.0.0/16")
+    if ip_address(text.partition("/")[0]) != network.network_address:
+        raise FileProblem(path, where, f"{text!r} has host bits set; write {network}")
+    return network

@@ -1,0 +1,124 @@
+"""Findings about the gate itself, the daemon behind it, and the files that both were made from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from keys.tomlfile import FileProblem
+from spa_protocol.access import Access, Protocol
+from spa_server.alignment.finding import Finding
+from spa_server.alignment.listing import first_difference
+from spa_server.config import Config, load_config
+from spa_server.firewall.plan import Observed
+from spa_server.policy.model import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """Whether a daemon runs, and whether server.toml is as it has read it (None: nobody knows)."""
+
+    is_running: bool
+    config_is_current: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyTexts:
+    """The policy on disk and the one that the daemon took last; None for what is not to be read."""
+
+    on_disk: str | None = None
+    in_force: str | None = None
+
+
+def config_is_current(config: Config) -> bool | None:
+    """Whether server.toml still says what was read from it; None where there is no such file."""
+    if not config.path.exists():
+        return None
+    try:
+        return load_config(config.path) == config
+    except FileProblem:
+        return False
+
+
+def check_gate(config: Config, *, is_loaded: bool) -> Iterator[Finding]:
+    """Whether the gate is in force, and for good."""
+    if not is_loaded:
+        yield Finding(
+            "gate-not-loaded",
+            "gate",
+            "the gate is not loaded: every port is as open as it was before",
+            "spa-server gate apply --confirm-within 60s",
+        )
+    elif config.gate_pending.exists() or not config.gate_wanted.exists():
+        yield Finding(
+            "gate-not-confirmed",
+            "gate",
+            "the gate is loaded, but not confirmed: it goes when its time is over, or at a restart",
+            "spa-server gate confirm",
+        )
+
+
+def check_listing(listed: str, planned: str) -> Iterator[Finding]:
+    """Whether the gate in the kernel is the planned one, both as nft lists them."""
+    difference = first_difference(listed, planned)
+    if difference is not None:
+        yield Finding(
+            "gate-differs",
+            "gate",
+            f"the gate in the kernel is not what policy and configuration ask for: {difference}",
+            "put it right: spa-server reload, or without a daemon: spa-server gate apply",
+        )
+
+
+def check_daemon(daemon: Daemon, *, is_loaded: bool) -> Iterator[Finding]:
+    """A gate without a daemon lets nobody in."""
+    if is_loaded and not daemon.is_running:
+        yield Finding(
+            "daemon-not-running",
+            "daemon",
+            "the gate is loaded and no daemon runs: nobody who knocks is heard",
+            "systemctl start spa-server",
+        )
+
+
+def check_files(daemon: Daemon, policy: PolicyTexts) -> Iterator[Finding]:
+    """What has been written since the daemon read it."""
+    if not daemon.is_running:
+        return
+    if daemon.config_is_current is False:
+        yield Finding(
+            "config-changed",
+            "server.toml",
+            "server.toml was changed after the daemon read it",
+            "systemctl restart spa-server; holes and sessions live on",
+        )
+    if policy.in_force is not None and policy.on_disk not in (None, policy.in_force):
+        yield Finding(
+            "policy-not-in-force",
+            "policy.toml",
+            "policy.toml is not the policy that the daemon has in force",
+            "spa-server policy test, then spa-server reload",
+        )
+
+
+def check_observed(observed: Observed) -> Iterator[Finding]:
+    """A gate that only looks on, for all ports or for some."""
+    if observed:
+        yield Finding(
+            "gate-observes",
+            "gate",
+            f"the gate observes {observed}: what no rule allows is let in there, and recorded",
+            "when the record shows nothing unexpected: mode = 'enforce', and no observe",
+        )
+
+
+def check_cut(policy: Policy, own_ports: range) -> Iterator[Finding]:
+    """Whether a `cut` port may be one of this host's own: `own_ports` are those that the kernel
+    gives to outgoing connections, whose answers a cut port would not let in."""
+    own = Access(Protocol.TCP, own_ports.start, own_ports.stop - 1)
+    for access in policy.cut:
+        if Access(Protocol.TCP, access.first, access.last).overlaps(own):
+            yield Finding(
+                "cut-among-own-ports",
+                str(access),
+                f"{access} is cut, and the kernel may give its port to an outgoing connection",
+                f"sysctl net.ipv4.ip_local_reserved_ports={access.first}-{access.last}",
+            )

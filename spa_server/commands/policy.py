@@ -1,0 +1,17 @@
+"""`spa-server policy`: the rules shown, tested, compared and suggested. Nothing is changed."""
+
+import click
+
+from spa_server.commands.policy_diff import diff
+from spa_server.commands.policy_show import show
+from spa_server.commands.policy_suggest import suggest
+from spa_server.commands.policy_test import test
+
+
+@click.group()
+def policy() -> None:
+    """The rules: shown, tested, compared and suggested, before they are in force and after."""
+
+
+for command in (test, show, diff, suggest):
+    policy.add_command(command)

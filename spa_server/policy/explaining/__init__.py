@@ -1,0 +1,1 @@
+"""One decision, explained: the facts (`explain`), in words (`words`), as fields (`fields`)."""

@@ -1,0 +1,68 @@
+"""The rulebook: which policy is in force, and which one was the last that was found sound.
+
+A policy that cannot be read, or that fails one of its own tests, is never put in force: the one
+that is stays. So that a restart in the meantime locks nobody out, each policy that comes into
+force is kept beside the database, and a daemon that begins with a broken one takes the last good.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from keys import privatefile, tomlfile
+from keys.privatefile import KeyFileError
+from keys.tomlfile import FileProblem
+from spa_server.config import Config
+from spa_server.policy.lines import lines_of
+from spa_server.policy.load import parse_policy
+from spa_server.policy.model import Policy
+from spa_server.policy.testing import check as check_tests
+
+
+class Rulebook:
+    """`roles_of` gives the roles of an identity, for the policy's own tests.
+
+    `problem` is why the policy in force is not the one in its file; None while it is.
+    """
+
+    def __init__(self, config: Config, roles_of: Callable[[str], frozenset[str]]) -> None:
+        self.problem: FileProblem | None = None
+        self._config = config
+        self._roles_of = roles_of
+
+    @property
+    def _good(self) -> Path:
+        return self._config.database.parent / "policy.good.toml"
+
+    def begin(self) -> Policy:
+        """The policy to begin with. Raises FileProblem where neither is sound."""
+        try:
+            return self.read()
+        except FileProblem as problem:
+            text = tomlfile.read_text(self._good)
+            if text is None:
+                raise
+            policy = _parse(text, self._good)
+            self.problem = problem
+            return policy
+
+    def read(self) -> Policy:
+        """The policy in the file, read and tested, to be put in force. Raises FileProblem."""
+        path = self._config.policy
+        text = tomlfile.read_text(path)
+        if text is None:
+            raise FileProblem(path, "", "no such file or directory")
+        policy = _parse(text, path)
+        check_tests(policy, path, self._config.shared_sources, self._roles_of)
+        self.problem = None
+        self._keep(text)
+        return policy
+
+    def _keep(self, text: str) -> None:
+        """Where it cannot be kept, a restart has to do without."""
+        with suppress(KeyFileError):
+            privatefile.write(self._good, text.encode(), overwrite=True)
+
+
+def _parse(text: str, path: Path) -> Policy:
+    return parse_policy(tomlfile.parse(text, path), path, lines_of(text))

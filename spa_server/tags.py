@@ -1,0 +1,72 @@
+"""The tag keeper: the tags of the epochs around now, in the admission table and in the kernel."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from itertools import islice
+from typing import Final
+
+from spa_server.admission import Admission, Tag
+from spa_server.firewall.elements import TagLease
+from spa_server.firewall.kernel import Gate
+
+EPOCHS_AHEAD: Final = 1
+_TAGS_AT_ONCE: Final = 250  # about a millisecond, for which a knock may have to wait
+
+
+class TagKeeper:
+    """`tolerate` takes what is done with the firewall and may fail; it sees to trying again."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        gate: Gate,
+        tolerate: Callable[[str], AbstractContextManager[None]],
+    ) -> None:
+        self._admission = admission
+        self._gate = gate
+        self._tolerate = tolerate
+
+    def is_behind(self, now_us: int) -> bool:
+        """Whether a tag epoch has begun whose successors are not loaded."""
+        return bool(self._admission.missing_epochs(now_us, EPOCHS_AHEAD))
+
+    def load(self, now_us: Callable[[], int], has_stepped: Callable[[], bool]) -> Iterator[bool]:
+        """Loads what is missing, a few tags at a time, and forgets what is over.
+
+        Yields at each pause whether there is more to do. It ends early when the clock is set in a
+        pause: by the new one, other tags are missing.
+        """
+        begun_us = now_us()
+        for _ in self._admission.drop_outside(begun_us, EPOCHS_AHEAD):
+            yield True
+        if has_stepped():
+            return
+        for epoch in self._admission.missing_epochs(begun_us, EPOCHS_AHEAD):
+            tags = self._admission.load(epoch)
+            while chunk := list(islice(tags, _TAGS_AT_ONCE)):
+                self.admit(chunk, now_us())
+                yield True
+                if has_stepped():
+                    return
+        yield False
+
+    def admit(self, tags: Iterable[Tag], now_us: int) -> None:
+        """Lets the knocks with these tags be heard until their time is over."""
+        leases = (TagLease(tag.value, max(1, (tag.until_us - now_us) // 1000)) for tag in tags)
+        with self._tolerate("the tags"):
+            self._gate.admit(leases)
+
+    def admit_all(self, now_us: int) -> None:
+        """The same for every tag that is loaded: the kernel's set was lost."""
+        self.admit(self._admission.tags(), now_us)
+
+    def withdraw(self, values: Iterable[bytes]) -> None:
+        """Lets knocks with these tags be heard no more."""
+        with self._tolerate("the tags"):
+            self._gate.withdraw(values)
+
+    def withdraw_all(self) -> None:
+        """Every tag's timeout is by a clock that was wrong: they are to be laid anew."""
+        old = [tag.value for tag in self._admission.tags()]
+        self._admission.drop_all()
+        self.withdraw(old)
