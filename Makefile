@@ -14,7 +14,8 @@ demo:
 	@$(BIN)/python -m integration.demo
 
 test: ready check
-	$(BIN)/pytest
+	$(BIN)/pytest tests -n 2
+	$(BIN)/pytest integration
 
 check: ready
 	$(BIN)/ruff check .

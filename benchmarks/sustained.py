@@ -162,7 +162,7 @@ class _Traces:
                 database.execute(query).fetchone()[0]
                 for query in (
                     "select count(*) from burned",
-                    "select count(*) from event where event = 'hole.opened'",
+                    "select count(*) from event where event in ('hole.opened', 'hole.renewed')",
                 )
             )
         with ours.scene.server.inside(), Gate() as gate:

@@ -88,6 +88,7 @@ class Scene:
     client: Host
     other: Host
     clock: Path
+    env: dict[str, str]
 
     def __post_init__(self) -> None:
         self._names = count(1)
@@ -122,12 +123,13 @@ def scene() -> Iterator[Scene]:
         server, client, other = lab.host("server"), lab.host("client"), lab.host("other")
         policy = POLICY.format(client=client.v4, client6=client.v6)
         clock = lab.new_file("clock")
-        made = Scene(Site(lab, server, policy=policy), server, client, other, clock)
+        env = faketime(lab, clock)
+        made = Scene(Site(lab, server, policy=policy), server, client, other, clock, env)
         clock.write_text("+0\n")
         for port in (22, 5432, 9090, 5353):
             server.serve(port)
         made.site.apply_gate()
-        made.site.start(env=faketime(lab, clock))
+        made.site.start(env=env)
         made.set(MONDAY)
         yield made
 
@@ -243,6 +245,19 @@ def test_a_policy_that_fails_its_own_test_is_not_put_in_force(scene: Scene) -> N
     scene.site.server("reload")
     told = scene.site.events("policy.refused")
     assert "tests[0]" in told[0]["reason"]
+
+
+def test_a_daemon_that_starts_with_a_broken_policy_takes_the_last_good_one(scene: Scene) -> None:
+    alice = scene.enrol("office")
+    scene.site.stop()
+    scene.site.write_policy(scene.site.policy.replace("[services]", "[services"))
+    scene.site.start(env=scene.env)
+    assert scene.site.status()["policy"].startswith("the last good one")
+    scene.set(MONDAY)
+    assert scene.code(alice, "tcp/5432") is Code.GRANTED
+    scene.site.write_policy(scene.site.policy)
+    scene.site.server("reload")
+    assert scene.site.status()["policy"] == "as in its file when it was read"
 
 
 def test_reloading_under_load_loses_no_knock_and_opens_none_wrongly(scene: Scene) -> None:

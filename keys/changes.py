@@ -10,10 +10,18 @@ from sqlite_utils import Database
 
 from keys.enrolled import Action, EnrolledInvite, EnrolledKey, roles_text
 from keys.lookup import Head
+from keys.schema import RegistryError
+from keys.trouble import ExitCode
 from keys.when import rfc3339
 from spa_protocol.publickey import PublicKey
 
 _REVOKED: Final = {"key": Action.KEY_REVOKED, "invite": Action.INVITE_REVOKED}
+
+
+class Refused(RegistryError):
+    """A change that the rules forbid, or that has nothing to change."""
+
+    exit_code = ExitCode.REFUSED
 
 
 class Changes:
@@ -25,7 +33,13 @@ class Changes:
         self._actor = actor
 
     def add_key(
-        self, identity: str, public: PublicKey, comment: str, expires_at_us: int | None
+        self,
+        identity: str,
+        public: PublicKey,
+        comment: str,
+        expires_at_us: int | None,
+        *,
+        is_pending: bool = False,
     ) -> None:
         """A new key, and its identity where that is new too."""
         self._db.table("identity").insert(
@@ -41,12 +55,35 @@ class Changes:
                 "comment": comment,
                 "enrolled_at_us": self._now_us,
                 "expires_at_us": expires_at_us,
+                "is_pending": is_pending,
             }
         )
-        self._note(Action.KEY_ENROLLED, identity, public.key_id, _expiry(expires_at_us))
+        action = Action.KEY_ASKED if is_pending else Action.KEY_ENROLLED
+        self._note(action, identity, public.key_id, _expiry(expires_at_us))
+
+    def approve(self, key: EnrolledKey, expires_at_us: int | None) -> None:
+        """A pending key that may knock from now on."""
+        self._db.table("key").update(
+            key.key_id,
+            {
+                "is_pending": False,
+                "enrolled_at_us": self._now_us,
+                "expires_at_us": expires_at_us,
+            },
+        )
+        self._note(Action.KEY_APPROVED, key.identity, key.key_id, _expiry(expires_at_us))
+
+    def reject(self, key: EnrolledKey) -> None:
+        """A pending key that shall never knock: it stays pending, and is revoked."""
+        self._db.table("key").update(key.key_id, {"revoked_at_us": self._now_us})
+        self._note(Action.KEY_REJECTED, key.identity, key.key_id)
 
     def renew(self, key: EnrolledKey, comment: str, expires_at_us: int | None) -> None:
-        """Another comment or expiry for a key. Where both are as they were, nothing happens."""
+        """Another comment or expiry for a key. Where both are as they were, nothing happens.
+
+        A key that was being replaced is to be kept after all.
+        """
+        self._drop_replacement(key.key_id)
         if (comment, expires_at_us) == (key.comment, key.expires_at_us):
             return
         self._db.table("key").update(
@@ -54,10 +91,21 @@ class Changes:
         )
         self._note(Action.KEY_RENEWED, key.identity, key.key_id, _expiry(expires_at_us))
 
-    def revoke(self, head: Head) -> None:
+    def replace(self, old: EnrolledKey, new_key_id: str, until_us: int) -> None:
+        """A key that ends when another is first used, and at `until_us` at the latest."""
+        expires_at_us = min(until_us, old.expires_at_us or until_us)
+        self._db.table("key").update(old.key_id, {"expires_at_us": expires_at_us})
+        self._db.table("replacement").insert(
+            {"old_key_id": old.key_id, "new_key_id": new_key_id}, replace=True
+        )
+        detail = f"replaced by {new_key_id}, {_expiry(expires_at_us)} at the latest"
+        self._note(Action.KEY_RENEWED, old.identity, old.key_id, detail)
+
+    def revoke(self, head: Head, detail: str = "") -> None:
         """A key or an invite that is no longer good."""
+        self._drop_replacement(head.key_id)
         self._db.table(head.kind).update(head.key_id, {"revoked_at_us": self._now_us})
-        self._note(_REVOKED[head.kind], head.identity, head.key_id)
+        self._note(_REVOKED[head.kind], head.identity, head.key_id, detail)
 
     def grant(self, identity: str, roles: Iterable[str], before: frozenset[str]) -> None:
         """Roles that the identity did not have `before`."""
@@ -72,7 +120,13 @@ class Changes:
             self._note(Action.ROLE_UNGRANTED, identity, detail=role)
 
     def add_invite(
-        self, identity: str, public: PublicKey, roles: frozenset[str], expires_at_us: int
+        self,
+        identity: str,
+        public: PublicKey,
+        roles: frozenset[str],
+        expires_at_us: int,
+        *,
+        needs_approval: bool,
     ) -> None:
         """A new invite, by its public half."""
         self._db.table("invite").insert(
@@ -84,18 +138,28 @@ class Changes:
                 "roles": roles_text(roles),
                 "created_at_us": self._now_us,
                 "expires_at_us": expires_at_us,
+                "needs_approval": needs_approval,
             }
         )
         self._note(Action.INVITE_CREATED, identity, public.key_id, _expiry(expires_at_us))
 
     def redeem(self, invite: EnrolledInvite, public: PublicKey, before: frozenset[str]) -> None:
-        """A key that joined with an invite, and the roles that the invite brings."""
-        self.add_key(invite.identity, public, f"joined by invite {invite.key_id}", None)
-        self.grant(invite.identity, invite.roles, before)
+        """A key that joined with an invite, and the roles that the invite brings.
+
+        A key that waits for approval gets them with it: the identity may have other keys.
+        """
+        waits = invite.needs_approval
+        comment = f"joined by invite {invite.key_id}"
+        self.add_key(invite.identity, public, comment, None, is_pending=waits)
+        if not waits:
+            self.grant(invite.identity, invite.roles, before)
         self._db.table("invite").update(
             invite.key_id, {"redeemed_by": public.key_id, "redeemed_at_us": self._now_us}
         )
         self._note(Action.INVITE_REDEEMED, invite.identity, invite.key_id, public.key_id)
+
+    def _drop_replacement(self, old_key_id: str) -> None:
+        self._db.table("replacement").delete_where("old_key_id = ?", [old_key_id])
 
     def _note(
         self, action: Action, identity: str, key_id: str | None = None, detail: str = ""

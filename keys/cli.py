@@ -1,63 +1,36 @@
 """`spa-keys`: private keys for whoever knocks, and the registry for whoever lets them."""
 
-import getpass
-import os
-import platform
 import sys
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import click
-from click.core import ParameterSource
 
-from keys import identity, keyline, listing, passphrase, places
-from keys.console import ExitCode, Parsed, Program, Trouble, asker, note, print_json, printable, say
-from keys.names import identity_name, key_name, role_name
-from keys.poke import poke
-from keys.registry import Head, opened
-from keys.text import clean_comment
-from keys.when import BadTime, local_minute, parse_expiry
+from keys import invite as invites
+from keys import invite_commands, key_commands, keyline, listing, transfer_commands
+from keys.console import Parsed, Program, note, print_json, printable, say
+from keys.keyline import BadLine, Entry, KeyList
+from keys.options import (
+    IDENTITY,
+    PATH_OR_STDIN,
+    PROGRAM,
+    ROLE,
+    actor,
+    as_json_option,
+    control_option,
+    database_option,
+    expiry,
+    now_us,
+    roles_in_words,
+    tell_daemon,
+)
+from keys.registry import Head, Refused, Registry, opened
+from keys.when import local_minute, parse_duration
 from spa_protocol import __version__, keytext
 from spa_protocol.publickey import PublicKey
 
-if sys.platform != "win32":
-    import pwd
-
-PROGRAM: Final = "spa-keys"
-
-_IDENTITY: Final = Parsed("identity", identity_name)
-_ROLE: Final = Parsed("role", role_name)
-_NAME: Final = Parsed("name", key_name)
-_PATH: Final = click.Path(path_type=Path, readable=False)
-
-_directory: Final = click.option(
-    "--directory",
-    type=_PATH,
-    envvar="SPA_KEYS_DIR",
-    default=places.keys_directory,
-    show_default="~/.config/spa/keys",
-    show_envvar=True,
-    help="Where your private keys are.",
-)
-_database: Final = click.option(
-    "--database",
-    type=_PATH,
-    envvar="SPA_DATABASE",
-    default=places.DATABASE,
-    show_default=True,
-    show_envvar=True,
-    help="The registry's file.",
-)
-_control: Final = click.option(
-    "--control",
-    type=_PATH,
-    envvar="SPA_CONTROL",
-    default=places.CONTROL_SOCKET,
-    show_default=True,
-    show_envvar=True,
-    help="The socket of the daemon, which is told at once.",
-)
+_USUAL_OVERLAP_S: Final = 7 * 86_400
 
 
 @click.group(
@@ -74,144 +47,138 @@ def main() -> None:
     \b
     On the machine of whoever knocks:
       spa-keys generate             a private key; prints the line to be enrolled
+      spa-keys generate --agent     the same, where an SSH key in ssh-agent signs
       spa-keys show                 that line again
+      spa-keys rotate               a new key to take its place
     \b
     On the server, as root:
+      spa-keys invite alice --role dba      a line by which her own machine makes its key
       spa-keys enroll alice --key 'spa-key AX...' --role dba --expires 90d
       spa-keys list
       spa-keys revoke alice         from now on; what is open closes
     """
 
 
-@main.command(
-    epilog="\b\nExamples:\n"
-    "  spa-keys generate\n"
-    "  spa-keys generate backup --no-passphrase --comment 'backup job on db1'\n"
-    "  spa-keys generate | ssh root@db1 spa-keys enroll alice --key-file -"
-)
-@click.argument("name", type=_NAME, default="default")
-@click.option("--comment", help="What the key is called in lists.  [default: user@host]")
-@click.option(
-    "--passphrase/--no-passphrase",
-    "wants_passphrase",
-    default=None,
-    help="Insist on a passphrase, or on none.  [default: ask, and take an empty answer for none]",
-)
-@click.option(
-    "--passphrase-file",
-    type=_PATH,
-    envvar="SPA_PASSPHRASE_FILE",
-    show_envvar=True,
-    help="Take the passphrase from the first line of this private file, or of a pipe.",
-)
-@_directory
-@click.option("--force", is_flag=True, help="Replace the key of this name, for good.")
-@click.pass_context
-def generate(
-    ctx: click.Context,
-    *,
-    name: str,
-    comment: str | None,
-    wants_passphrase: bool | None,
-    passphrase_file: Path | None,
-    directory: Path,
-    force: bool,
-) -> None:
-    """Makes a private key, NAME.key, and prints the line to be enrolled on the server."""
-    path = _key_path(directory, name)
-    if not force and os.path.lexists(path):
-        hint = f"show it with '{PROGRAM} show {name}', choose another name, or give --force"
-        raise Trouble(f"{path} exists already", hint)
-    source = ctx.get_parameter_source("passphrase_file")
-    if wants_passphrase is False and source is ParameterSource.COMMANDLINE:
-        raise click.UsageError("--no-passphrase and --passphrase-file exclude each other")
-    chosen = _new_passphrase(wants_passphrase, passphrase_file)
-    made = identity.generate(comment if comment is not None else _here())
-    identity.save(made, path, chosen, overwrite=force)
-    say(keytext.format_key(made.public, made.comment))
-    guard = "its passphrase" if chosen else "its file alone, for it has no passphrase"
-    note(f"The private key is in {path}, guarded by {guard}.")
-    note("Give the line above to the operator of the server; it is no secret.")
-
-
-@main.command(epilog="\b\nExamples:\n  spa-keys show\n  spa-keys show backup --fingerprint")
-@click.argument("name", type=_NAME, default="default")
-@click.option("--fingerprint", is_flag=True, help="Only the key's id, as lists and logs show it.")
-@_directory
-def show(name: str, fingerprint: bool, directory: Path) -> None:
-    """Prints the line of a private key that is to be enrolled. It needs no passphrase."""
-    public, comment = identity.load_public(_key_path(directory, name))
-    say(public.key_id if fingerprint else keytext.format_key(public, comment))
+for _command in (
+    *key_commands.COMMANDS,
+    *transfer_commands.COMMANDS,
+    *invite_commands.COMMANDS,
+):
+    main.add_command(_command)
 
 
 @main.command(
     epilog="\b\nExamples:\n"
     "  spa-keys enroll alice --key 'spa-key AX... alice@laptop' --role dba --expires 90d\n"
     "  spa-keys enroll backup --key-file backup.pub --role backup --expires 2027-01-31\n"
-    "  ssh alice@laptop spa-keys show | spa-keys enroll alice --key-file -"
+    "  ssh alice@laptop spa-keys show | spa-keys enroll alice --key-file -\n"
+    "  spa-keys enroll alice --key 'spa-key BX...' --replaces hafzu4qm --overlap 2d\n"
+    "  spa-keys enroll --from people.txt           lines like: alice dba,oncall spa-key AX..."
 )
-@click.argument("name", metavar="IDENTITY", type=_IDENTITY)
+@click.argument("name", metavar="[IDENTITY]", type=IDENTITY, required=False)
 @click.option("--key", type=Parsed("key line", keytext.parse_key), help="The line 'spa-key ...'.")
 @click.option(
-    "--key-file",
-    type=click.Path(path_type=Path, readable=False, allow_dash=True),
-    help="The file that holds the line; - reads it from stdin.",
+    "--key-file", type=PATH_OR_STDIN, help="The file that holds the line; - reads it from stdin."
 )
-@click.option("--role", "roles", type=_ROLE, multiple=True, help="A role it gets; repeatable.")
+@click.option(
+    "--from",
+    "key_list",
+    type=PATH_OR_STDIN,
+    help="Many at once, all or none: a file of lines 'IDENTITY ROLE,... spa-key ...'. With "
+    "IDENTITY, a file of its key lines, which may stand in the comments of authorized_keys.",
+)
+@click.option("--role", "roles", type=ROLE, multiple=True, help="A role it gets; repeatable.")
 @click.option(
     "--expires",
     help="When the key stops working: 90d, 2027-01-31 (as that day begins here) or a time by "
     "RFC 3339.  [default: never]",
 )
-@_database
-@_control
+@click.option(
+    "--replaces",
+    metavar="KEY",
+    help="The key that this one takes the place of: it ends when this one is first used.",
+)
+@click.option(
+    "--overlap",
+    type=Parsed("duration", parse_duration),
+    help="For how long the replaced key is good at most: 7d, 12h, 0s.  [default: 7d]",
+)
+@database_option
+@control_option
 def enroll(
     *,
-    name: str,
+    name: str | None,
     key: tuple[PublicKey, str] | None,
     key_file: Path | None,
+    key_list: Path | None,
     roles: tuple[str, ...],
     expires: str | None,
+    replaces: str | None,
+    overlap: float | None,
     database: Path,
     control: Path,
 ) -> None:
-    """Lets a key knock as IDENTITY, a person or a job. Enrolling it again renews it."""
-    now_us = _now_us()
-    expires_at_us = _expiry(expires, now_us)
-    public, comment = _given_key(key, key_file)
-    with opened(database, create=True) as registry:
-        enrolled = registry.enroll(
-            name,
-            public,
-            comment=comment,
-            roles=roles,
-            expires_at_us=expires_at_us,
-            now_us=now_us,
-            actor=_actor(),
-        )
-        all_roles = registry.roles_of(name)
-    until = f"until {local_minute(expires_at_us)}" if expires_at_us is not None else "without end"
-    say(f"{name} may knock with {enrolled.key_id}, {until}; {_roles_in_words(all_roles)}")
-    _tell_daemon(control)
+    """Lets a key knock as IDENTITY, a person or a job. Enrolling it again renews it.
+
+    An identity may have several keys: one for each device.
+    """
+    at_us = now_us()
+    expires_at_us = expiry(expires, at_us)
+    if key_list is not None and (key or key_file or replaces):
+        raise click.UsageError("--from takes the place of --key, --key-file and --replaces")
+    if overlap is not None and replaces is None:
+        raise click.UsageError("--overlap is for a key that --replaces another")
+    overlap_us = round((_USUAL_OVERLAP_S if overlap is None else overlap) * 1_000_000)
+    terms = _Terms(roles, expires_at_us, replaces, overlap_us, at_us)
+    if key_list is not None:
+        listed = keyline.read_list(key_list, name)
+    else:
+        listed = keyline.of_one(_required(name), *_given_key(key, key_file))
+    with opened(database, create=True) as registry, registry.at_once():
+        for entry in listed.entries:
+            _enroll(registry, listed, entry, terms)
+        all_roles = registry.identities()
+        ending = [] if replaces is None else registry.replaced_by(listed.entries[0].public.key_id)
+    for entry in listed.entries:
+        until, has = _until(expires_at_us), roles_in_words(all_roles[entry.identity])
+        say(f"{entry.identity} may knock with {entry.public.key_id}, {until}; {has}")
+    for old in ending:
+        say(f"{old.key_id} ends when the new key is first used, {_until(old.expires_at_us)}")
+    if listed.ssh_keys:
+        note(f"Passed over: {listed.ssh_keys} SSH keys, which alone cannot knock.")
+    tell_daemon(control)
 
 
-@main.command("list", epilog="\b\nExamples:\n  spa-keys list --all\n  spa-keys list --json | jq .")
-@click.option("--identity", "name", type=_IDENTITY, help="Only the keys of this identity.")
-@click.option("--all", "with_revoked", is_flag=True, help="The revoked keys as well.")
-@click.option("--json", "as_json", is_flag=True, help="For programs: times in UTC, all fields.")
-@_database
-def list_keys(name: str | None, with_revoked: bool, as_json: bool, database: Path) -> None:
-    """Lists the enrolled keys: whose, in which roles, until when, and when last seen."""
-    now_us = _now_us()
+@main.command(
+    "list",
+    epilog="\b\nExamples:\n  spa-keys list --all\n  spa-keys list --invites\n"
+    "  spa-keys list --json | jq .",
+)
+@click.option("--identity", "name", type=IDENTITY, help="Only those of this identity.")
+@click.option("--all", "with_revoked", is_flag=True, help="The revoked ones as well.")
+@click.option("--invites", "of_invites", is_flag=True, help="The invites instead of the keys.")
+@as_json_option
+@database_option
+def list_keys(
+    *, name: str | None, with_revoked: bool, of_invites: bool, as_json: bool, database: Path
+) -> None:
+    """Lists the enrolled keys: whose, in which roles, until when, and when last seen.
+
+    Or the invites: for whom, in which roles, until when, and which key was enrolled by them.
+    """
+    at_us = now_us()
+    if of_invites:
+        _list_invites(name, with_revoked=with_revoked, as_json=as_json, database=database)
+        return
     with opened(database, read_only=True) as registry:
         keys = registry.keys() if name is None else registry.keys_of(name)
         roles = registry.identities()
         broken = registry.broken() if name is None else []
     shown = [key for key in keys if with_revoked or key.revoked_at_us is None]
     if as_json:
-        print_json(listing.as_json(shown, roles, now_us))
+        print_json(listing.as_json(shown, roles, at_us))
     elif shown:
-        click.echo(listing.as_table(shown, roles, now_us))
+        click.echo(listing.as_table(shown, roles, at_us))
     else:
         note("No key is enrolled." if not keys else "No key but revoked ones; see --all.")
     for row in broken:
@@ -225,8 +192,8 @@ def list_keys(name: str | None, with_revoked: bool, as_json: bool, database: Pat
 )
 @click.argument("name", metavar="IDENTITY|KEY")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_database
-@_control
+@database_option
+@control_option
 def revoke(name: str, yes: bool, database: Path, control: Path) -> None:
     """Revokes a key, or all keys and invites of an identity, at once and for good.
 
@@ -237,58 +204,58 @@ def revoke(name: str, yes: bool, database: Path, control: Path) -> None:
         heads = registry.revocable(name)
         if not yes and name in {head.identity for head in heads} and sys.stdin.isatty():
             _confirm(name, heads)
-        taken = registry.revoke(name, now_us=_now_us(), actor=_actor())
+        taken = registry.revoke(name, now_us=now_us(), actor=actor())
     for key_id in taken:
         say(f"revoked {key_id}")
-    if not _tell_daemon(control):
+    if not tell_daemon(control):
         note(f"No daemon was reached at {control}: open holes close when it starts.")
 
 
 @main.command(epilog="\b\nExample:\n  spa-keys grant alice dba oncall")
-@click.argument("name", metavar="IDENTITY", type=_IDENTITY)
-@click.argument("roles", metavar="ROLE...", type=_ROLE, nargs=-1, required=True)
-@_database
-@_control
+@click.argument("name", metavar="IDENTITY", type=IDENTITY)
+@click.argument("roles", metavar="ROLE...", type=ROLE, nargs=-1, required=True)
+@database_option
+@control_option
 def grant(name: str, roles: tuple[str, ...], database: Path, control: Path) -> None:
     """Gives roles to an identity. What a role allows is said in the policy."""
     with opened(database) as registry:
-        now_has = registry.grant(name, roles, now_us=_now_us(), actor=_actor())
-    say(f"{name}: {_roles_in_words(now_has)}")
-    _tell_daemon(control)
+        now_has = registry.grant(name, roles, now_us=now_us(), actor=actor())
+    say(f"{name}: {roles_in_words(now_has)}")
+    tell_daemon(control)
 
 
 @main.command(epilog="\b\nExample:\n  spa-keys ungrant alice oncall")
-@click.argument("name", metavar="IDENTITY", type=_IDENTITY)
+@click.argument("name", metavar="IDENTITY", type=IDENTITY)
 @click.argument("roles", metavar="ROLE...", nargs=-1, required=True)
-@_database
-@_control
+@database_option
+@control_option
 def ungrant(name: str, roles: tuple[str, ...], database: Path, control: Path) -> None:
     """Takes roles from an identity."""
     with opened(database) as registry:
-        still_has = registry.ungrant(name, roles, now_us=_now_us(), actor=_actor())
-    say(f"{name}: {_roles_in_words(still_has)}")
-    _tell_daemon(control)
+        still_has = registry.ungrant(name, roles, now_us=now_us(), actor=actor())
+    say(f"{name}: {roles_in_words(still_has)}")
+    tell_daemon(control)
 
 
-def _now_us() -> int:
-    return time.time_ns() // 1000
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """How the keys of a command are enrolled."""
+
+    roles: tuple[str, ...]
+    expires_at_us: int | None
+    replaces: str | None
+    overlap_us: int
+    at_us: int
 
 
-def _key_path(directory: Path, name: str) -> Path:
-    return directory / f"{name}.key"
+def _until(at_us: int | None) -> str:
+    return "without end" if at_us is None else f"until {local_minute(at_us)}"
 
 
-def _new_passphrase(wanted: bool | None, file: Path | None) -> str | None:
-    if wanted is False:
-        return None
-    if file is not None:
-        return passphrase.from_file(file)
-    ask = asker()
-    if ask is None:
-        hint = "give --no-passphrase or --passphrase-file"
-        what = "there is no terminal to ask for a passphrase"
-        raise Trouble(what, hint, exit_code=ExitCode.USAGE)
-    return passphrase.asked_twice(ask, may_be_empty=wanted is None)
+def _required(name: str | None) -> str:
+    if name is None:
+        raise click.UsageError("missing argument 'IDENTITY', or a list by --from")
+    return name
 
 
 def _given_key(key: tuple[PublicKey, str] | None, file: Path | None) -> tuple[PublicKey, str]:
@@ -299,46 +266,39 @@ def _given_key(key: tuple[PublicKey, str] | None, file: Path | None) -> tuple[Pu
     raise click.UsageError("give the key by --key or by --key-file")
 
 
-def _expiry(text: str | None, now_us: int) -> int | None:
+def _enroll(registry: Registry, listed: KeyList, entry: Entry, terms: _Terms) -> None:
+    """Raises Refused; of a list, with the number of the line."""
     try:
-        return None if text is None else parse_expiry(text, now_us)
-    except BadTime as bad:
-        raise click.BadParameter(str(bad), param_hint="'--expires'") from None
+        registry.enroll(
+            entry.identity,
+            entry.public,
+            comment=entry.comment,
+            roles=(*entry.roles, *terms.roles),
+            expires_at_us=terms.expires_at_us,
+            replaces=terms.replaces,
+            overlap_us=terms.overlap_us,
+            now_us=terms.at_us,
+            actor=actor(),
+        )
+    except Refused as refused:
+        if listed.where is None:
+            raise
+        raise BadLine(listed.where, entry.line, refused, refused.exit_code) from None
+
+
+def _list_invites(name: str | None, *, with_revoked: bool, as_json: bool, database: Path) -> None:
+    at_us = now_us()
+    with opened(database, read_only=True) as registry:
+        found = [i for i in registry.invites() if name in (None, i.identity)]
+    shown = [i for i in found if with_revoked or i.revoked_at_us is None]
+    if as_json:
+        print_json(invites.invites_json(shown, at_us))
+    elif shown:
+        click.echo(invites.invites_table(shown, at_us))
+    else:
+        note("No invite was made." if not found else "No invite but revoked ones; see --all.")
 
 
 def _confirm(name: str, heads: list[Head]) -> None:
     what = "the one key" if len(heads) == 1 else f"all {len(heads)} keys and invites"
     click.confirm(f"Revoke {what} of {printable(name)}?", abort=True, err=True)
-
-
-def _tell_daemon(control: Path) -> bool:
-    """Whether a daemon runs. One that could not be told notices by itself, a little later."""
-    poked = poke(control)
-    if poked.problem:
-        note(f"The daemon could not be told at once ({poked.problem}); it will notice by itself.")
-    return poked.is_running
-
-
-def _roles_in_words(roles: frozenset[str]) -> str:
-    return f"roles {', '.join(sorted(roles))}" if roles else "no role, so nothing is allowed"
-
-
-def _user() -> str:
-    """Who runs this, by the system's own word; the environment is not asked."""
-    if sys.platform != "win32":
-        try:
-            return pwd.getpwuid(os.geteuid()).pw_name
-        except KeyError:
-            return f"uid {os.geteuid()}"
-    return getpass.getuser()
-
-
-def _actor() -> str:
-    """Who changes the registry, for its record."""
-    behind = os.environ.get("SUDO_USER", "")
-    return clean_comment(f"{_user()} (sudo by {behind})" if behind else _user())
-
-
-def _here() -> str:
-    """The comment of a key where none is given."""
-    return f"{_user()}@{platform.node() or 'localhost'}"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from keys import completion
 from keys.table import table
 from keys.text import printable
 from keys.trouble import ExitCode, Trouble
@@ -45,6 +46,8 @@ DEBUG_VARIABLE = "SPA_DEBUG"
 _NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     _ParamType = click.ParamType[Any]
 else:
     _ParamType = click.ParamType  # generic only since click 8.4
@@ -59,7 +62,14 @@ class _Interrupted(Exception):
 
 
 class Program(click.Group):
-    """A click group whose errors are one line. Its name is the program's name."""
+    """A click group whose errors are one line. Its name is the program's name.
+
+    It has a command more than it is given: `completion` (keys/completion.py).
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_command(completion.command)
 
     def main(
         self,
@@ -224,12 +234,19 @@ def asker() -> Callable[[str], str] | None:
 class Parsed(_ParamType):
     """A click parameter type made of a parser that raises ValueError (`Parsed("duration", ...)`).
 
-    A value that does not parse is a usage error with the parser's own message.
+    A value that does not parse is a usage error with the parser's own message. `complete` is what
+    the shell offers for it (keys/completion.py).
     """
 
-    def __init__(self, name: str, parse: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        name: str,
+        parse: Callable[[str], object],
+        complete: completion.Complete | None = None,
+    ) -> None:
         self.name = name
         self._parse = parse
+        self._complete = complete
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """A default that is no text is taken to be a value already."""
@@ -239,3 +256,10 @@ class Parsed(_ParamType):
             return self._parse(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list["CompletionItem[Any]"]:
+        """What click asks for."""
+        found = self._complete(ctx, param, incomplete) if self._complete else []
+        return completion.items(found)

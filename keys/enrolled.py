@@ -17,13 +17,16 @@ from spa_protocol.sshsig import KeyType
 
 KEY_COLUMNS: Final = (
     "key_id, identity, key_type, signing, agreement, comment, "
-    "enrolled_at_us, expires_at_us, revoked_at_us, last_seen_us"
+    "enrolled_at_us, expires_at_us, revoked_at_us, last_seen_us, is_pending"
 )
 INVITE_COLUMNS: Final = (
     "key_id, identity, signing, agreement, roles, "
-    "created_at_us, expires_at_us, revoked_at_us, redeemed_by, redeemed_at_us"
+    "created_at_us, expires_at_us, revoked_at_us, redeemed_by, redeemed_at_us, needs_approval"
 )
 CHANGE_COLUMNS: Final = "id, at_us, actor, action, identity, key_id, detail"
+
+LATE_US: Final = 7 * 86_400_000_000
+"""For how long an invite is heard after its end, so that whoever comes late is told why."""
 
 _LAST_US: Final = 253_402_300_799_999_999  # the end of the year 9999
 _P: Final = 2**255 - 19
@@ -51,6 +54,7 @@ class State(StrEnum):
     """What an enrolled key or an invite is good for at a moment."""
 
     ACTIVE = "active"
+    PENDING = "pending"
     EXPIRED = "expired"
     REVOKED = "revoked"
     REDEEMED = "redeemed"
@@ -62,6 +66,9 @@ class Action(StrEnum):
     KEY_ENROLLED = "key.enrolled"
     KEY_RENEWED = "key.renewed"
     KEY_REVOKED = "key.revoked"
+    KEY_ASKED = "key.asked"
+    KEY_APPROVED = "key.approved"
+    KEY_REJECTED = "key.rejected"
     ROLE_GRANTED = "role.granted"
     ROLE_UNGRANTED = "role.ungranted"
     INVITE_CREATED = "invite.created"
@@ -71,7 +78,10 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EnrolledKey:
-    """A public key and whose it is. None as `expires_at_us` is never."""
+    """A public key and whose it is. None as `expires_at_us` is never.
+
+    One that `is_pending` came with an invite and waits for an operator's approval.
+    """
 
     key_id: str
     identity: str
@@ -81,11 +91,14 @@ class EnrolledKey:
     expires_at_us: int | None
     revoked_at_us: int | None
     last_seen_us: int | None
+    is_pending: bool = False
 
     def state(self, now_us: int) -> State:
         """Revoked is for good, whatever the clock says."""
         if self.revoked_at_us is not None:
             return State.REVOKED
+        if self.is_pending:
+            return State.PENDING
         expired = self.expires_at_us is not None and self.expires_at_us <= now_us
         return State.EXPIRED if expired else State.ACTIVE
 
@@ -93,12 +106,22 @@ class EnrolledKey:
         """Whether it may knock."""
         return self.state(now_us) is State.ACTIVE
 
+    @property
+    def heard_until_us(self) -> int | None:
+        """When it is heard no longer by itself; None is never."""
+        return self.expires_at_us
+
+    def is_heard(self, now_us: int) -> bool:
+        """Whether its tags are admitted: a key that may not knock is a stranger."""
+        return self.is_active(now_us)
+
 
 @dataclass(frozen=True, slots=True)
 class EnrolledInvite:
     """The public half of an invite: who it is for and which roles it brings.
 
-    `redeemed_by` is the id of the key that joined with it.
+    `redeemed_by` is the id of the key that joined with it; where the invite `needs_approval`, that
+    key is pending at first.
     """
 
     key_id: str
@@ -110,6 +133,7 @@ class EnrolledInvite:
     revoked_at_us: int | None
     redeemed_by: str | None
     redeemed_at_us: int | None
+    needs_approval: bool = False
 
     def state(self, now_us: int) -> State:
         """Redeemed goes before expired, revoked before both."""
@@ -120,11 +144,24 @@ class EnrolledInvite:
         return State.EXPIRED if self.expires_at_us <= now_us else State.ACTIVE
 
     def is_active(self, now_us: int) -> bool:
-        """Whether it is heard: until it expires or is revoked, even if redeemed.
+        """Whether it has not come to its end: until it expires or is revoked, even if redeemed.
 
         For whoever joined and missed the answer asks again, and is answered again.
         """
         return self.revoked_at_us is None and now_us < self.expires_at_us
+
+    @property
+    def heard_until_us(self) -> int:
+        """When it is heard no longer. Until then its holder is told that it has come to its end.
+
+        And the operator learns of it, should somebody try an invite that was used or revoked.
+        """
+        ends = (self.expires_at_us, self.revoked_at_us)
+        return min(end_us for end_us in ends if end_us is not None) + LATE_US
+
+    def is_heard(self, now_us: int) -> bool:
+        """Whether its tags are admitted."""
+        return now_us < self.heard_until_us
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +188,8 @@ class Broken:
 
 def key_of(row: Sequence[Any]) -> EnrolledKey:
     """From the columns `KEY_COLUMNS`. Raises BrokenRow."""
-    key_id, identity, key_type, signing, agreement, comment, enrolled, expires, revoked, seen = row
+    key_id, identity, key_type, signing, agreement, comment, *times, pending = row
+    enrolled, expires, revoked, seen = times
     return EnrolledKey(
         key_id=key_id,
         identity=_identity(identity),
@@ -161,12 +199,14 @@ def key_of(row: Sequence[Any]) -> EnrolledKey:
         expires_at_us=_moment_or_none(expires),
         revoked_at_us=_moment_or_none(revoked),
         last_seen_us=_moment_or_none(seen),
+        is_pending=_flag(pending),
     )
 
 
 def invite_of(row: Sequence[Any]) -> EnrolledInvite:
     """From the columns `INVITE_COLUMNS`. Raises BrokenRow."""
-    key_id, identity, signing, agreement, roles, created, expires, revoked, by, redeemed = row
+    key_id, identity, signing, agreement, roles, created, expires, revoked, *joined = row
+    by, redeemed, needs_approval = joined
     return EnrolledInvite(
         key_id=key_id,
         identity=_identity(identity),
@@ -177,6 +217,7 @@ def invite_of(row: Sequence[Any]) -> EnrolledInvite:
         revoked_at_us=_moment_or_none(revoked),
         redeemed_by=None if by is None else _typed(by, str, "a key id"),
         redeemed_at_us=_moment_or_none(redeemed),
+        needs_approval=_flag(needs_approval),
     )
 
 
@@ -237,3 +278,9 @@ def _moment(value: Any) -> int:
 
 def _moment_or_none(value: Any) -> int | None:
     return None if value is None else _moment(value)
+
+
+def _flag(value: Any) -> bool:
+    if value not in (0, 1):
+        raise BrokenRow(f"{value!r} is neither 0 nor 1")
+    return bool(value)

@@ -10,15 +10,20 @@
 The comment and the public key are readable without the passphrase. `secret` is the secret itself
 where `kdf` is `none`; else it is a nonce of 24 bytes and an XChaCha20-Poly1305 box, sealed with the
 passphrase through Argon2id, with every line above it as associated data: so nothing of it can be
-changed unseen. One file has one encoding, to the byte. `signing` says where the signing half is:
-`here`, in the secret; `none`, where there is none. A file of a later version may name an agent.
+changed unseen. One file has one encoding, to the byte.
+
+`signing` says where the signing half is: `here`, in the secret; `agent`, in ssh-agent; or that
+there is `none`. `kdf` ends with the word `keyring` where the system's keyring has the passphrase.
+
+An export (`spa-keys export`) is such a file too: of the kind `export`, with nothing public, always
+with a passphrase, and its secret is what keys/transfer.py puts into it.
 """
 
 import base64
 import binascii
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, Self
@@ -36,16 +41,22 @@ MAGIC: Final = "spa-private-key"
 VERSION: Final = 1
 _FIELDS: Final = ("comment", "public", "signing", "kdf", "secret")
 _NO_KDF: Final = "none"
+_KEYRING: Final = "keyring"
 # What a file may demand: what libsodium calls sensitive. More would let a file eat all memory.
 _MAX_OPS: Final = argon2id.OPSLIMIT_SENSITIVE
 _MAX_MEMORY: Final = argon2id.MEMLIMIT_SENSITIVE
 
 
 class Kind(StrEnum):
-    """Whose key it is."""
+    """Whose key it is; or that it is the export of a client's keys."""
 
     CLIENT = "client"
     SERVER = "server"
+    EXPORT = "export"
+
+
+class WrongPassphrase(KeyFileError):
+    """The passphrase opens nothing, or the file was altered: the two look the same."""
 
 
 class Torn(ValueError):
@@ -54,11 +65,15 @@ class Torn(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Argon2id:
-    """How a passphrase becomes a key: passes, bytes of memory, and 16 bytes of salt."""
+    """How a passphrase becomes a key: passes, bytes of memory, and 16 bytes of salt.
+
+    `in_keyring` says that the system's keyring has the passphrase.
+    """
 
     ops: int
     memory: int
     salt: bytes
+    in_keyring: bool = False
 
     @classmethod
     def fresh(cls) -> Self:
@@ -82,13 +97,15 @@ class Argon2id:
         return key
 
     def __str__(self) -> str:
-        return f"argon2id {self.ops} {self.memory} {_base64(self.salt)}"
+        keyring = f" {_KEYRING}" if self.in_keyring else ""
+        return f"argon2id {self.ops} {self.memory} {_base64(self.salt)}{keyring}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Raises Torn."""
         words = text.split(" ")
-        if len(words) != 4 or words[0] != "argon2id":
+        in_keyring = words[4:] == [_KEYRING]
+        if len(words) != 4 + in_keyring or words[0] != "argon2id":
             raise Torn("not a kdf line")
         ops, memory, salt = _number(words[1]), _number(words[2]), _bytes(words[3])
         if len(salt) != argon2id.SALTBYTES:
@@ -97,7 +114,7 @@ class Argon2id:
             raise Torn("passes out of bounds")
         if not argon2id.MEMLIMIT_MIN <= memory <= _MAX_MEMORY:
             raise Torn("memory out of bounds")
-        return cls(ops, memory, salt)
+        return cls(ops, memory, salt, in_keyring)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +163,19 @@ class KeyFile:
 
 
 def seal_file(
-    kind: Kind, *, comment: str, public: bytes, signing: str, secret: bytes, passphrase: str | None
+    kind: Kind,
+    *,
+    comment: str,
+    public: bytes,
+    signing: str,
+    secret: bytes,
+    passphrase: str | None,
+    in_keyring: bool = False,
 ) -> KeyFile:
     """A key file of these values. No passphrase, or an empty one, leaves the secret in clear."""
     if not passphrase:
         return KeyFile(kind, comment, public, signing, None, secret)
-    kdf = Argon2id.fresh()
+    kdf = replace(Argon2id.fresh(), in_keyring=in_keyring)
     nonce = secrets.token_bytes(NONCE_SIZE)
     header = KeyFile(kind, comment, public, signing, kdf, b"").header
     box = seal.seal(secret, associated=header.encode(), nonce=nonce, key=kdf.key(passphrase))
@@ -169,18 +193,24 @@ def load(path: Path, kind: Kind) -> KeyFile:
         raise damaged(path, str(torn)) from None
     except _Unusable as unusable:
         raise KeyFileError(f"{path} {unusable.message}", unusable.hint) from None
-    if parsed.kind is not kind:
-        raise KeyFileError(f"{path} holds the key of a {parsed.kind}, not of a {kind}")
-    return parsed
+    if parsed.kind is kind:
+        return parsed
+    if kind is Kind.EXPORT:
+        raise KeyFileError(f"{path} is no export, but the key of a {parsed.kind}")
+    if parsed.kind is Kind.EXPORT:
+        raise KeyFileError(f"{path} is an export, and no key", "unpack it with 'spa-keys import'")
+    raise KeyFileError(f"{path} holds the key of a {parsed.kind}, not of a {kind}")
 
 
-def open_secret(path: Path, file: KeyFile, size: int, ask: Callable[[str], str] | None) -> bytes:
-    """The secret, `size` bytes; `ask` is called once, and only if a passphrase guards it.
+def open_secret(
+    path: Path, file: KeyFile, size: int | None, ask: Callable[[str], str] | None
+) -> bytes:
+    """The secret, `size` bytes; None is any size. `ask` is called once, if a passphrase guards it.
 
-    Raises KeyFileError. `path` is for its message and for the question.
+    Raises KeyFileError, and WrongPassphrase. `path` is for its message and for the question.
     """
     overhead = NONCE_SIZE + MAC_SIZE if file.kdf else 0
-    if len(file.secret) != overhead + size:
+    if len(file.secret) < overhead or size not in (None, len(file.secret) - overhead):
         raise damaged(path, "a secret of the wrong size")
     return _unseal(path, file, file.kdf, ask) if file.kdf else file.secret
 
@@ -199,7 +229,7 @@ def _unseal(path: Path, file: KeyFile, kdf: Argon2id, ask: Callable[[str], str] 
     nonce, box = file.secret[:NONCE_SIZE], file.secret[NONCE_SIZE:]
     secret = seal.unseal(box, associated=file.header.encode(), nonce=nonce, key=key)
     if secret is None:
-        raise KeyFileError(f"wrong passphrase for {path}, or the file was altered", "try again")
+        raise WrongPassphrase(f"wrong passphrase for {path}, or the file was altered", "try again")
     return secret
 
 

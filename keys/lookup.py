@@ -60,27 +60,27 @@ class Lookup:
     def keys(self) -> list[EnrolledKey]:
         """Every key, the revoked and the expired ones too."""
         sql = f"{_SELECT_KEYS} ORDER BY identity, enrolled_at_us, key_id"
-        return _whole(self._rows(sql), key_of)
+        return whole(self._rows(sql), key_of)
 
     def keys_of(self, identity: str) -> list[EnrolledKey]:
         """The same of one identity."""
         sql = f"{_SELECT_KEYS} WHERE identity = ? ORDER BY enrolled_at_us, key_id"
-        return _whole(self._rows(sql, identity), key_of)
+        return whole(self._rows(sql, identity), key_of)
 
     def key(self, key_id: str) -> EnrolledKey | None:
         """The key of this id, if there is one and its row is whole."""
         rows = self._rows(f"{_SELECT_KEYS} WHERE key_id = ?", key_id)
-        return next(iter(_whole(rows, key_of)), None)
+        return next(iter(whole(rows, key_of)), None)
 
     def invites(self) -> list[EnrolledInvite]:
         """Every invite, in whatever state."""
         sql = f"{_SELECT_INVITES} ORDER BY identity, created_at_us, key_id"
-        return _whole(self._rows(sql), invite_of)
+        return whole(self._rows(sql), invite_of)
 
     def invite(self, key_id: str) -> EnrolledInvite | None:
         """The invite of this id, if there is one and its row is whole."""
         rows = self._rows(f"{_SELECT_INVITES} WHERE key_id = ?", key_id)
-        return next(iter(_whole(rows, invite_of)), None)
+        return next(iter(whole(rows, invite_of)), None)
 
     def identities(self) -> Mapping[str, frozenset[str]]:
         """Every identity by name, with its roles."""
@@ -142,7 +142,8 @@ class Lookup:
         return self._connection.execute(sql, values)
 
 
-def _whole(rows: Iterable[_Row], make: Callable[[_Row], _T]) -> list[_T]:
+def whole(rows: Iterable[_Row], make: Callable[[_Row], _T]) -> list[_T]:
+    """The values of those rows that make one; a broken row is passed over."""
     found = []
     for row in rows:
         with contextlib.suppress(BrokenRow):

@@ -22,9 +22,12 @@ def from_file(path: Path) -> str:
     return line
 
 
-def asked_twice(ask: Ask, *, may_be_empty: bool) -> str | None:
-    """A new passphrase, the same both times; None where it was left empty. Raises Trouble."""
-    first = ask("Passphrase (empty for none): " if may_be_empty else "Passphrase: ")
+def asked_twice(ask: Ask, *, may_be_empty: bool, what: str = "Passphrase") -> str | None:
+    """A new passphrase, the same both times; None where it was left empty. Raises Trouble.
+
+    `what` is what the question calls it.
+    """
+    first = ask(f"{what} (empty for none): " if may_be_empty else f"{what}: ")
     if not first and may_be_empty:
         return None
     if not first:

@@ -5,32 +5,31 @@
 3.  An identity keeps its roles when its keys are revoked; `ungrant` takes them.
 4.  An invite enrols one key. Whoever asks again with that key is answered again; whoever comes with
     another is refused.
-5.  Revoking an identity revokes its invites as well, those for its first key included.
-6.  Each change and its entry in `registry_change` are one transaction.
+5.  Where an invite needs approval, its key waits: it may not knock, and its identity does not get
+    the invite's roles, before an operator has approved it. One that is rejected stays on record.
+6.  Revoking an identity revokes its invites as well, those for its first key included.
+7.  A key may be enrolled to replace another of its identity. Both are good until the new one is
+    used for the first time, which revokes the old one, or until the overlap ends. Enrolling the
+    old one again keeps it.
+8.  Each change and its entry in `registry_change` are one transaction.
 
 No method reads a clock: the caller passes the time, in microseconds since the Unix epoch.
 """
 
 import contextlib
-import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Final
 
 from keys import schema
-from keys.changes import Changes
+from keys.changes import Refused
 from keys.enrolled import Action, Broken, Change, EnrolledInvite, EnrolledKey, State
-from keys.identity import Identity
-from keys.lookup import Head, Lookup
+from keys.joining import MIN_BEGINNING, Joining, JoinRefusal, Redeemed, Waiting
+from keys.lookup import Head
 from keys.names import identity_name, role_name
 from keys.schema import RegistryError, writing
 from keys.text import clean_comment
-from keys.trouble import ExitCode
 from keys.when import local_minute
-from spa_protocol.layout import KEY_SIZE
 from spa_protocol.publickey import PublicKey
 from spa_protocol.seal import WeakKey
 
@@ -47,40 +46,12 @@ __all__ = [
     "Registry",
     "RegistryError",
     "State",
+    "Waiting",
     "opened",
 ]
 
-MIN_BEGINNING: Final = 6
 
-
-class Refused(RegistryError):
-    """A change that the rules forbid, or that has nothing to change."""
-
-    exit_code = ExitCode.REFUSED
-
-
-class JoinRefusal(StrEnum):
-    """Why an invite enrolled no key."""
-
-    UNKNOWN = "there is no such invite"
-    REVOKED = "the invite was revoked"
-    USED = "the invite was used already"
-    EXPIRED = "the invite has expired"
-    WEAK = "the new key is weak"
-    KEY_KNOWN = "the key was enrolled before"
-
-
-@dataclass(frozen=True, slots=True)
-class Redeemed:
-    """A key that an invite enrolled. `again` says that it had done so before."""
-
-    key_id: str
-    identity: str
-    roles: frozenset[str]
-    again: bool = False
-
-
-class Registry(Lookup):
+class Registry(Joining):
     """The enrolled keys in a database file, or in a connection that the caller owns.
 
     Methods raise sqlite3.Error when the database fails; `opened` makes a RegistryError of it.
@@ -118,12 +89,16 @@ class Registry(Lookup):
         comment: str = "",
         roles: Iterable[str] = (),
         expires_at_us: int | None = None,
+        replaces: str | None = None,
+        overlap_us: int = 0,
         now_us: int,
         actor: str,
     ) -> EnrolledKey:
         """Enrols a key, or renews it: its expiry is set anew, roles are added and none is taken.
 
-        Raises BadName, and Refused for a weak or revoked key, an invite's or another identity's.
+        `replaces` names a key of the identity that is to end for it, at the latest `overlap_us`
+        from now. Raises BadName, and Refused for a weak or revoked key, an invite's or another
+        identity's, and where `replaces` names none.
         """
         identity_name(identity)
         names = [role_name(role) for role in roles]
@@ -139,8 +114,30 @@ class Registry(Lookup):
             else:
                 changes.renew(known, comment or known.comment, expires_at_us)
             changes.grant(identity, names, self.roles_of(identity))
+            if replaces is not None:
+                old = self._replaceable(identity, public.key_id, replaces)
+                changes.replace(old, public.key_id, now_us + overlap_us)
             (enrolled,) = (k for k in self.keys_of(identity) if k.key_id == public.key_id)
         return enrolled
+
+    def replacing(self) -> frozenset[str]:
+        """The ids of the keys whose first use ends another: to be told to `replaced`."""
+        rows = self._rows("SELECT DISTINCT new_key_id FROM replacement")
+        return frozenset(key_id for (key_id,) in rows)
+
+    def replaced_by(self, new_key_id: str) -> list[EnrolledKey]:
+        """The keys that end when this one is first used."""
+        sql = "SELECT old_key_id FROM replacement WHERE new_key_id = ? ORDER BY old_key_id"
+        ids = [key_id for (key_id,) in self._rows(sql, new_key_id)]
+        return [key for key in map(self.key, ids) if key is not None]
+
+    def replaced(self, new_key_id: str, now_us: int) -> list[str]:
+        """Revokes what this key replaces, now that it has been used; returns the ids."""
+        with self._changing(now_us, f"key:{new_key_id}") as changes:
+            ids = [key.key_id for key in self.replaced_by(new_key_id)]
+            for head in filter(None, map(self._head, ids)):
+                changes.revoke(head, f"replaced by {new_key_id}")
+        return ids
 
     def revoke(self, identity_or_key_id: str, *, now_us: int, actor: str) -> list[str]:
         """Revokes one key or invite, or all of an identity's; returns the ids of what it took.
@@ -198,45 +195,6 @@ class Registry(Lookup):
             changes.ungrant(identity, names)
             return self.roles_of(identity)
 
-    def create_invite(
-        self,
-        identity: str,
-        *,
-        roles: Iterable[str] = (),
-        expires_at_us: int,
-        now_us: int,
-        actor: str,
-    ) -> bytes:
-        """A token of 32 bytes that enrols one key for this identity; its public half is kept.
-
-        Raises BadName.
-        """
-        identity_name(identity)
-        names = frozenset(role_name(role) for role in roles)
-        token = secrets.token_bytes(KEY_SIZE)
-        public = Identity.from_invite(token).public
-        with self._changing(now_us, actor) as changes:
-            changes.add_invite(identity, public, names, expires_at_us)
-        return token
-
-    def redeem(self, invite_key_id: str, public: PublicKey, now_us: int) -> Redeemed | JoinRefusal:
-        """Enrols the key that came with an invite; of two that race, exactly one."""
-        with self._changing(now_us, f"invite:{invite_key_id}") as changes:
-            invite = self.invite(invite_key_id)
-            if invite is None:
-                return JoinRefusal.UNKNOWN
-            again = invite.redeemed_by is not None
-            refusal = (
-                self._joined(invite, public, now_us)
-                if again
-                else self._may_join(invite, public, now_us)
-            )
-            if refusal is not None:
-                return refusal
-            if not again:
-                changes.redeem(invite, public, self.roles_of(invite.identity))
-            return Redeemed(public.key_id, invite.identity, self.roles_of(invite.identity), again)
-
     def seen(self, sightings: Iterable[tuple[str, int]]) -> None:
         """Notes when keys were last heard, many at once: pairs of key id and time."""
         with writing(self._db):
@@ -246,30 +204,9 @@ class Registry(Lookup):
                 sightings,
             )
 
-    @contextlib.contextmanager
-    def _changing(self, now_us: int, actor: str) -> Iterator[Changes]:
-        with writing(self._db):
-            yield Changes(self._db, now_us, actor)
-
-    def _may_join(
-        self, invite: EnrolledInvite, public: PublicKey, now_us: int
-    ) -> JoinRefusal | None:
-        if invite.revoked_at_us is not None:
-            return JoinRefusal.REVOKED
-        if not invite.is_active(now_us):
-            return JoinRefusal.EXPIRED
-        if self._head(public.key_id) is not None:
-            return JoinRefusal.KEY_KNOWN
-        try:
-            public.check()
-        except WeakKey:
-            return JoinRefusal.WEAK
-        return None
-
-    def _joined(self, invite: EnrolledInvite, public: PublicKey, now_us: int) -> JoinRefusal | None:
-        """Whether it is the same key that asks again, and is still good."""
-        key = self.key(public.key_id) if invite.redeemed_by == public.key_id else None
-        return None if key is not None and key.is_active(now_us) else JoinRefusal.USED
+    def at_once(self) -> contextlib.AbstractContextManager[None]:
+        """One transaction around several changes: all of them happen, or none."""
+        return writing(self._db)
 
     def _known(self, identity: str, key_id: str) -> EnrolledKey | None:
         """The key as this identity has it. Raises Refused where it may not be enrolled for it."""
@@ -287,7 +224,25 @@ class Registry(Lookup):
         known = self.key(key_id)
         if known is None:
             raise Refused(f"key {key_id} is enrolled but damaged", "generate another")
+        if known.is_pending:
+            hint = f"approve it: spa-keys approve {key_id}"
+            raise Refused(f"key {key_id} joined by an invite and waits for approval", hint)
         return known
+
+    def _replaceable(self, identity: str, new_key_id: str, text: str) -> EnrolledKey:
+        """The key that `text` names, as for `revoke`: a live one of this identity. Raises Refused.
+
+        The name of the identity means its only other key.
+        """
+        found = [h for h in self._named(text) if h.kind == "key" and h.key_id != new_key_id]
+        if any(head.identity != identity for head in found):
+            raise Refused(f"{found[0].key_id} is no key of {identity}'s", "nothing was changed")
+        keys = filter(None, (self.key(head.key_id) for head in found))
+        live = [key for key in keys if key.revoked_at_us is None and not key.is_pending]
+        if len(live) != 1:
+            how_many = f"{len(live)} other keys" if live else "no other key"
+            raise Refused(f"{text!r} names {how_many} of {identity}", "name one by its id")
+        return live[0]
 
     def _named(self, text: str) -> list[Head]:
         """What the id of a key, the name of an identity or the beginning of an id stands for."""

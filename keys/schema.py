@@ -6,6 +6,7 @@ The daemon keeps its own tables in the same file, with a migration set of its ow
     identity_role    which roles an identity has; what a role allows is the policy's matter
     key              the public keys of identities, those included that were revoked or have expired
     invite           public halves of invites, which may only join
+    replacement      keys that end when the one that replaces them is first used
     registry_change  what was changed, when and by whom; written together with each change
 
 A change to this module's tables is a new migration, never an edit of an old one.
@@ -97,6 +98,31 @@ def _registry(db: Database) -> None:
         db.execute(statement)
 
 
+@migrations(name="0002_approval")
+def _approval(db: Database) -> None:
+    """Keys that wait for an operator's approval, and the invites that make them wait."""
+    for statement in (
+        'ALTER TABLE "key" ADD COLUMN is_pending INTEGER NOT NULL DEFAULT 0',
+        "ALTER TABLE invite ADD COLUMN needs_approval INTEGER NOT NULL DEFAULT 0",
+        "CREATE INDEX invite_redeemed_by ON invite (redeemed_by)",
+        'CREATE INDEX key_pending ON "key" (key_id) WHERE is_pending = 1',
+    ):
+        db.execute(statement)
+
+
+@migrations(name="0003_replacement")
+def _replacement(db: Database) -> None:
+    """Keys that are being replaced, and by which; done with, when the old one is revoked."""
+    for statement in (
+        """CREATE TABLE replacement (
+            old_key_id TEXT PRIMARY KEY NOT NULL REFERENCES "key" (key_id),
+            new_key_id TEXT NOT NULL REFERENCES "key" (key_id)
+        ) WITHOUT ROWID""",
+        "CREATE INDEX replacement_new ON replacement (new_key_id)",
+    ):
+        db.execute(statement)
+
+
 def connect(path: Path, *, read_only: bool = False, create: bool = True) -> sqlite3.Connection:
     """Opens the database: WAL, synchronous=NORMAL, 5 s of patience with another writer.
 
@@ -131,9 +157,13 @@ def prepare(connection: sqlite3.Connection, *, read_only: bool = False) -> Datab
     connection.execute("PRAGMA foreign_keys=ON")
     connection.text_factory = _text
     db = Database(connection, recursive_triggers=False, execute_plugins=False)
-    if {migration.name for migration in migrations.applied(db)} - _known():
+    applied = {migration.name for migration in migrations.applied(db)}
+    if applied - _known():
         raise RegistryError("the registry was made by a newer version", "use that one")
     if migrations.pending(db):
+        if read_only and applied:
+            hint = "restart spa-server, or make a change, which brings it up to date"
+            raise RegistryError("the registry was made by an older version", hint)
         if read_only:
             raise RegistryError("the registry is not set up yet", "enroll a key first")
         with writing(db):

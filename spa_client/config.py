@@ -12,7 +12,8 @@ What is not known here is refused, with the file and the key's path. A path of a
 the directory of the configuration.
 """
 
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Final
@@ -50,6 +51,11 @@ class Host:
     access: tuple[Access, ...] = ()
 
     @property
+    def found_by(self) -> frozenset[str]:
+        """Its name and addresses, as `plain_name` writes them."""
+        return frozenset(map(plain_name, (self.name, self.address, self.server.endpoint.host)))
+
+    @property
     def knocks_on(self) -> Endpoint:
         """The address and the UDP port that its knocks go to."""
         return Endpoint(self.address, self.server.endpoint.port)
@@ -69,15 +75,12 @@ class Config:
     hosts: Mapping[str, Host]
 
     def find(self, written: str) -> Host:
-        """The host of this name, else the one that has this address. Raises UnknownHost."""
+        """The host of this name, else the one of this name or address in other letters (ssh asks
+        in small ones). Raises UnknownHost."""
         if written in self.hosts:
             return self.hosts[written]
-        at = written.rstrip(".").lower()
-        found = [
-            host
-            for host in self.hosts.values()
-            if at in (host.address.lower(), host.server.endpoint.host.lower())
-        ]
+        at = plain_name(written)
+        found = [host for host in self.hosts.values() if at in host.found_by]
         if len(found) == 1:
             return found[0]
         if found:
@@ -85,6 +88,11 @@ class Config:
             raise UnknownHost(f"{written} is the address of {names}", "say which of them")
         hint = f"see 'spa-client hosts', or: spa-client add {written} 'spa-server ...'"
         raise UnknownHost(f"no host {written!r} in {self.path}", hint)
+
+
+def plain_name(host: str) -> str:
+    """A host's name in small letters, without the dot that may end a whole one."""
+    return host.rstrip(".").lower()
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -100,10 +108,15 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_defau
     access: list[str] = []
 
 
+def is_key_name(written: str) -> bool:
+    """Whether a key is named by its name, and not by a path."""
+    is_plain = PurePath(written).name == written and not written.startswith(("~", "."))
+    return is_plain and not written.endswith(".key")
+
+
 def key_path(written: str, *, keys: Path, base: Path) -> Path:
     """`work` is `work.key` in the keys directory; `./work` and `work.key` are paths from base."""
-    is_name = PurePath(written).name == written and not written.startswith(("~", "."))
-    if is_name and not written.endswith(".key"):
+    if is_key_name(written):
         return keys / f"{written}.key"
     try:
         return base / Path(written).expanduser()
@@ -190,19 +203,94 @@ class NewHost:
 def add(path: Path, new: NewHost) -> Host:
     """Appends a host to the file, which keeps all that is in it. Raises FileProblem."""
     text = tomlfile.read_text(path) or ""
-    known = parse(text, path).hosts
-    if new.name in known:
+    if new.name in parse(text, path).hosts:
         raise FileProblem(path, "", f"has a host {new.name!r} already", "edit it there")
+    return _write(path, _appended(text, path, new), new.name)
+
+
+def enter(path: Path, new: NewHost, *, dry_run: bool = False) -> Host:
+    """Adds a host; one of this name gets the new server line and key, and keeps all else it has.
+
+    All other lines stay as they are, comments too. With `dry_run` the file is left alone, and only
+    what could be wrong is found. Raises FileProblem, also where the name is another server's.
+    """
+    text = tomlfile.read_text(path) or ""
+    known = parse(text, path).hosts.get(new.name)
+    if known is None:
+        whole = _appended(text, path, new)
+    elif known.server.public != ServerLine.parse(new.server).public:
+        hint = "take it out there, or call this one otherwise by --name"
+        raise FileProblem(path, "", f"has a host {new.name!r} with another server key", hint)
+    else:
+        values = {"server": new.server, "key": new.key}
+        whole = _changed(text, path, new.name, {k: v for k, v in values.items() if v is not None})
+    return parse(whole, path).hosts[new.name] if dry_run else _write(path, whole, new.name)
+
+
+def _write(path: Path, whole: str, name: str) -> Host:
+    host = parse(whole, path).hosts[name]
+    privatefile.write(path.resolve(), whole.encode(), overwrite=True)
+    return host
+
+
+def _appended(text: str, path: Path, new: NewHost) -> str:
     table = _table(new)
     parse(table, path)
     whole = f"{text.rstrip()}\n\n{table}" if text.strip() else table
     try:
-        hosts = parse(whole, path).hosts
+        parse(whole, path)
     except FileProblem:
         hint = "write its hosts as tables like [hosts.db1]"
         raise FileProblem(path, "", "cannot be appended to", hint) from None
-    privatefile.write(path.resolve(), whole.encode(), overwrite=True)
-    return hosts[new.name]
+    return whole
+
+
+def _changed(text: str, path: Path, name: str, values: Mapping[str, str]) -> str:
+    """The text with other values in the table of one host.
+
+    Lines are exchanged, and what they mean together is then compared with what they should: where
+    the table is written in some other way, FileProblem is raised and nothing guessed.
+    """
+    wanted = tomlfile.parse(text, path)
+    if all(wanted["hosts"][name].get(key) == value for key, value in values.items()):
+        return text
+    wanted["hosts"][name].update(values)
+    whole = "\n".join(_with_values(text.split("\n"), name, values))
+    try:
+        found = tomlfile.parse(whole, path)
+    except FileProblem:
+        found = {}
+    if found != wanted:
+        lines = " and ".join(f"{key} = {tomlfile.string(value)}" for key, value in values.items())
+        where = f"hosts.{tomlfile.quoted(name)}"
+        raise FileProblem(path, where, "cannot be changed by a program", f"write there: {lines}")
+    return whole
+
+
+def _with_values(lines: list[str], name: str, values: Mapping[str, str]) -> list[str]:
+    """The lines, with those of the values right behind the head of the table."""
+    begin = next((i for i, line in enumerate(lines) if _heads(line, name)), len(lines))
+    after = range(begin + 1, len(lines))
+    end = next((i for i in after if lines[i].lstrip().startswith("[")), len(lines))
+    kept = [line for line in lines[begin + 1 : end] if not _sets(line, values)]
+    new = [f"{key} = {tomlfile.string(value)}" for key, value in values.items()]
+    return [*lines[: begin + 1], *new, *kept, *lines[end:]]
+
+
+def _heads(line: str, name: str) -> bool:
+    return line.lstrip().startswith("[") and _meaning(line) == {"hosts": {name: {}}}
+
+
+def _sets(line: str, keys: Iterable[str]) -> bool:
+    return any(key in _meaning(line) for key in keys)
+
+
+def _meaning(line: str) -> dict[str, Any]:
+    """One line as TOML by itself; nothing where it is none."""
+    try:
+        return tomllib.loads(line)
+    except tomllib.TOMLDecodeError:
+        return {}
 
 
 def _table(new: NewHost) -> str:

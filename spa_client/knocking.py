@@ -5,16 +5,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from keys import identity, passphrase, places
+from keys.console import note
+from keys.identity import Identity
 from keys.passphrase import Ask
 from keys.trouble import Trouble
 from spa_client import carriers, config
-from spa_client.carriers import Result
+from spa_client.carriers import Answer, Result
 from spa_client.compose import Composer, Source, SourceRule, Wish
 from spa_client.config import Host
 from spa_client.outcome import Story
 from spa_client.resolve import Target, resolve
 from spa_protocol.keytext import ServerLine
 from spa_protocol.layout import Address
+from spa_protocol.reason import Status
 from spa_protocol.seal import WeakKey
 
 
@@ -47,8 +50,19 @@ class Knocking:
     timeout_s: float
 
     def results(self) -> Iterator[Result]:
-        """Knocks on every address and waits for the replies."""
-        return carriers.exchange(self.targets, self.composer, timeout_s=self.timeout_s)
+        """Knocks on every address and waits for the replies.
+
+        Where each knock takes a touch, one address after the other, until one has answered with
+        more than a refusal.
+        """
+        if not self.composer.identity.needs_touch:
+            yield from carriers.exchange(self.targets, self.composer, timeout_s=self.timeout_s)
+            return
+        for target in self.targets:
+            for result in carriers.exchange((target,), self.composer, timeout_s=self.timeout_s):
+                yield result
+                if isinstance(result, Answer) and result.reply.status is not Status.REFUSED:
+                    return
 
     def run(self) -> Story:
         """The whole exchange; where no reply is wanted, only the sending."""
@@ -86,7 +100,17 @@ def find_host(written: str, options: Options) -> Host:
 
 def prepare(host: Host, wish: Wish, options: Options, ask: Ask | None) -> Knocking:
     """Opens the key and finds the addresses. Raises Trouble; `ask` is for the passphrase."""
-    opened = identity.load(host.key, _asking(options.passphrase_file, ask))
+    return aim(host, open_key(host, options, ask), wish, options)
+
+
+def open_key(host: Host, options: Options, ask: Ask | None) -> Identity:
+    """The key to knock with at this host. Raises KeyFileError; `ask` is for the passphrase."""
+    file = options.passphrase_file
+    return identity.load(host.key, _asking(file, ask), tell=_tell, use_keyring=file is None)
+
+
+def aim(host: Host, opened: Identity, wish: Wish, options: Options) -> Knocking:
+    """Finds the addresses as they are now, for a key that is open already. Raises Trouble."""
     port = options.knock_port or host.knocks_on.port
     targets = resolve(host.address, port, version=options.version)
     targets = _of_family(targets, options.target, f"--target {options.target}", host)
@@ -98,7 +122,29 @@ def prepare(host: Host, wish: Wish, options: Options, ask: Ask | None) -> Knocki
         )
     except WeakKey:
         raise Trouble(f"the server line of {host.name} holds no usable key") from None
+    if opened.is_in_agent:
+        composer = patient(composer)
     return Knocking(host, targets, composer, options.timeout_s)
+
+
+def patient(composer: Composer) -> Composer:
+    """The same, for a signature that a person may be needed for."""
+    from spa_client.patience import PatientComposer  # noqa: PLC0415 - most keys never need it
+
+    return PatientComposer(
+        composer.identity,
+        composer.server,
+        composer.pair,
+        composer.wish,
+        composer.source,
+        composer.target,
+        tell=_tell,
+    )
+
+
+def _tell(line: str) -> None:
+    """What a person has to know or do before the knock can leave, on stderr."""
+    note(f"spa-client: {line}")
 
 
 def _of_family(

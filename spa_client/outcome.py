@@ -81,7 +81,7 @@ class Story:
             return Line(f"{self.name} ({where}): {said}", good=True)
         return Line(
             f"no answer from {self.name} ({where}, udp/{self.port}); {_MAY_MEAN}, or key "
-            f"{self.key_id} is not enrolled there"
+            f"{self.key_id} is not enrolled there; 'spa-client doctor {self.name}' looks closer"
         )
 
     def _of_answer(self, answer: Answer) -> list[Line]:
@@ -136,7 +136,7 @@ class Story:
             "result": _result_word(code, self.wish),
             "exit_code": int(code),
             "key_id": self.key_id,
-            "addresses": [_result_json(r) for r in self.results],
+            "addresses": [result_json(r) for r in self.results],
         }
 
 
@@ -241,7 +241,8 @@ def _result_word(code: ExitCode, wish: Wish) -> str:
     return {ExitCode.REFUSED: "refused", ExitCode.NO_ANSWER: "no answer"}.get(code, "not sent")
 
 
-def _result_json(result: Result) -> dict[str, Any]:
+def result_json(result: Result) -> dict[str, Any]:
+    """What became of one address."""
     shared = {"address": str(result.target), "port": result.target.port}
     if isinstance(result, Silence):
         return {**shared, "status": None, "sent": result.datagrams, "error": result.error or None}

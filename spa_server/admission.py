@@ -38,6 +38,9 @@ class _Names:
     def __iter__(self) -> Iterator[bytes]:
         return (tag for table in self._tables for tag in tuple(table))
 
+    def __len__(self) -> int:
+        return sum(map(len, self._tables))
+
     def find(self, tag: bytes) -> Sender | None:
         return self._tables[tag[0] % _TABLES].get(tag) if tag else None
 
@@ -74,6 +77,11 @@ class Admission:
 
     def __len__(self) -> int:
         return len(self._senders)
+
+    @property
+    def tag_count(self) -> int:
+        """How many tags are known, over all epochs."""
+        return sum(map(len, self._by_tag.values()))
 
     def __contains__(self, key_id: str) -> bool:
         return key_id in self._senders

@@ -6,7 +6,18 @@ import click
 
 from keys.console import Program
 from spa_protocol import __version__
-from spa_server.commands import asking, audit, check, explain, gate, host, policy
+from spa_server.commands import (
+    asking,
+    audit,
+    check,
+    explain,
+    gate,
+    host,
+    policy,
+    report,
+    top,
+    whois,
+)
 from spa_server.commands.common import PATH, PROGRAM
 from spa_server.config import CONFIG_VARIABLE
 
@@ -45,13 +56,16 @@ for command in (
     host.run,
     host.status,
     host.holes,
+    top.top,
     host.close,
+    whois.whois,
     host.reload,
     gate.gate,
     policy.policy,
     explain.explain,
     audit.audit,
     check.check,
+    report.report,
     asking.inspect,
 ):
     main.add_command(command)

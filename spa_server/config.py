@@ -15,7 +15,9 @@ from keys import tomlfile
 from keys.tomlfile import FileProblem, convert, lower_first
 from keys.when import parse_duration
 from spa_protocol.layout import DEFAULT_FRESHNESS_S, DEFAULT_PORT, EPOCH_S
+from spa_server.audit.outputs import OutputSpec
 from spa_server.firewall.plan import is_interface_name
+from spa_server.listen import ListenAddress
 from spa_server.policy.load import parse_network
 from spa_server.policy.model import Network
 
@@ -45,6 +47,9 @@ class _ServerFile(msgspec.Struct, forbid_unknown_fields=True):
     freshness: str = f"{DEFAULT_FRESHNESS_S}s"
     mode: str = Mode.ENFORCE
     observe: list[str] = []
+    metrics: str | None = None
+    metrics_beyond_loopback: bool = False
+    outputs: list[str] = []
     retention_days: _NoneOrMore = 400
     retention_mb: _NoneOrMore = 1024
 
@@ -54,7 +59,7 @@ class Config:
     """The settings of one host, as `path` has them.
 
     `outer` None: the interfaces that have a default route. `observe` names services of the policy
-    which are observed whatever the mode is.
+    which are observed whatever the mode is. `metrics` None: they are off.
     """
 
     path: Path
@@ -69,6 +74,8 @@ class Config:
     freshness_s: float
     mode: Mode
     observe: tuple[str, ...]
+    metrics: ListenAddress | None
+    outputs: tuple[OutputSpec, ...]
     retention_days: int
     retention_mb: int
 
@@ -131,9 +138,27 @@ def _load(path: Path, *, may_be_missing: bool) -> Config:
         freshness_s=_freshness(read.freshness, path),
         mode=Mode(read.mode),
         observe=tuple(read.observe),
+        metrics=_metrics(read, path),
+        outputs=tuple(_output(text, path) for text in read.outputs),
         retention_days=read.retention_days,
         retention_mb=read.retention_mb,
     )
+
+
+def _metrics(read: _ServerFile, path: Path) -> ListenAddress | None:
+    if read.metrics is None:
+        return None
+    try:
+        return ListenAddress.parse(read.metrics, beyond_loopback=read.metrics_beyond_loopback)
+    except ValueError as error:
+        raise FileProblem(path, "metrics", str(error)) from None
+
+
+def _output(text: str, path: Path) -> OutputSpec:
+    try:
+        return OutputSpec.parse(text)
+    except ValueError as error:
+        raise FileProblem(path, "outputs", str(error)) from None
 
 
 def _freshness(text: str, path: Path) -> float:

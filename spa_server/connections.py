@@ -2,67 +2,30 @@
 
 The first packet of a permitted connection is logged to group 622, that of a denied (source,
 protocol, port) to group 623, also where the gate observes and lets it in: docs/architecture.md,
-"In the kernel".
+"In the kernel". How they end, conntrack tells: spa_server/ends.py.
 """
 
-import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
-from spa_protocol.access import Protocol
-from spa_protocol.layout import Address
+from spa_server import attribution
+from spa_server.attribution import Permitted
 from spa_server.audit.record import Event, Record
 from spa_server.capture.nflog import NflogPacket
+from spa_server.ctentry import key_of
+from spa_server.ends import Ends
+from spa_server.flow import Flow, parse_flow
 from spa_server.grants import Grant
 from spa_server.hole import Hole
-from spa_server.policy.model import Sessions
+from spa_server.liveconnections import LiveConnections
 from spa_server.tally import Tally
 
 PERMIT_GROUP: Final = 622
 DENY_GROUP: Final = 623
-MAX_REMEMBERED: Final = 65_536
 
-_IPV4 = struct.Struct(">B8xB2x4s4s")
-_IPV6 = struct.Struct(">6xBx16s16s")
-_PORTS = struct.Struct(">HH")
 _DENIALS: Final = {"deny": Event.CONNECTION_DENIED, "would-deny": Event.CONNECTION_WOULD_DENY}
-_OTHERS: Final = {33: "dccp", 136: "udplite"}
-
-
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """The five-tuple of a logged packet. `protocol` is its IANA number."""
-
-    source: Address
-    source_port: int
-    target: Address
-    protocol: int
-    port: int
-
-    @property
-    def access(self) -> str:
-        """tcp/22, as the record writes it."""
-        label = _OTHERS.get(self.protocol) or Protocol(self.protocol).label
-        return f"{label}/{self.port}"
-
-
-def parse_flow(packet: bytes) -> Flow | None:
-    """The flow that a packet belongs to, from its first bytes: the log cuts a packet short."""
-    try:
-        if packet[0] >> 4 == 4:
-            first, protocol, source, target = _IPV4.unpack_from(packet)
-            ends: tuple[Address, Address] = IPv4Address(source), IPv4Address(target)
-            ports_at = (first & 0x0F) * 4
-        else:
-            protocol, source6, target6 = _IPV6.unpack_from(packet)
-            ends, ports_at = (IPv6Address(source6), IPv6Address(target6)), 40
-        source_port, port = _PORTS.unpack_from(packet, ports_at)
-    except (IndexError, struct.error):
-        return None
-    known = protocol in set(Protocol) or protocol in _OTHERS
-    return Flow(ends[0], source_port, ends[1], protocol, port) if known else None
+_MANY_USED: Final = 4096
+_CLOCK_SLACK_US: Final = 86_400_000_000  # a grant ends by another clock
 
 
 class Denials:
@@ -88,21 +51,33 @@ class Denials:
 
 
 class ConnectionLog:
-    """Turns logged packets into records. `holders` gives the grants that hold a hole open.
-
-    When a session is severed nobody holds its hole any more, so whose it is has to be remembered:
-    for the latest `MAX_REMEMBERED` flows of cut services, and not over a restart.
-    """
+    """Turns logged packets into records. `holders` gives the grants that hold a hole open."""
 
     def __init__(self, holders: Callable[[Hole], list[Grant]]) -> None:
         self._holders = holders
-        self._remembered: dict[Flow, list[Grant]] = {}
+        self._used: dict[int, int] = {}  # until when a grant that was used is in force
+        self._forget_at = _MANY_USED
+        self.live = LiveConnections()
+        self.ends = Ends(self.live)
         self.denials = Denials()
 
+    def recall(self, used: Iterable[Grant]) -> None:
+        """Grants that were used before this daemon began."""
+        self._used.update((grant.grant_id, grant.expires_at_us) for grant in used)
+
     def permitted(self, packets: Sequence[NflogPacket], now_us: int) -> list[Record]:
-        """A record for each connection let through, or severed."""
+        """Records of connections let through, or severed."""
+        refused_before = self.live.refused
         flows = [(parse_flow(logged.packet), logged.prefix) for logged in packets]
-        return [self._through(flow, prefix == "severed", now_us) for flow, prefix in flows if flow]
+        records = [
+            record
+            for flow, prefix in flows
+            if flow is not None
+            for record in self._through(flow, prefix == "severed", now_us)
+        ]
+        if refused := self.live.refused - refused_before:
+            records.append(_not_remembered(refused, now_us))
+        return records
 
     def denied(self, packets: Sequence[NflogPacket], now_us: int) -> list[Record]:
         """Records of denied connections: the first of a kind at once, the others counted."""
@@ -127,43 +102,53 @@ class ConnectionLog:
                 records.append(Record(event, now_us, detail={"further": beyond}))
         return records
 
-    def _through(self, flow: Flow, severed: bool, now_us: int) -> Record:
-        remembered = self._remembered.get(flow, []) if severed else []
-        grants = remembered or self._grants(flow)
-        if not severed:
-            self._remember(flow, grants)
-        last = grants[-1] if grants else None
-        identities = sorted({grant.identity for grant in grants})
-        detail: dict[str, object] = {"source_port": flow.source_port}
-        if len(identities) > 1:
-            detail["ambiguous"] = identities
-        return Record(
-            Event.CONNECTION_SEVERED if severed else Event.CONNECTION_PERMITTED,
-            now_us,
-            identity=", ".join(identities) or None,
-            key_id=last.key_id if last else None,
-            source=str(flow.source),
-            target=str(flow.target),
-            access=flow.access,
-            rule=last.rule if last else None,
-            grant_id=last.grant_id if last else None,
-            detail=detail,
-        )
+    def _through(self, flow: Flow, severed: bool, now_us: int) -> Iterator[Record]:
+        if severed:
+            yield attribution.line(Event.CONNECTION_SEVERED, self._severed(flow, now_us), now_us)
+            return
+        grants = self._grants(flow)
+        chosen = attribution.candidates(grants)
+        permitted = attribution.permitted(flow, chosen, now_us)
+        yield attribution.line(Event.CONNECTION_PERMITTED, permitted, now_us)
+        yield from self.ends.expect(permitted, now_us)
+        yield from self._uses(chosen, grants, permitted)
 
-    def _remember(self, flow: Flow, grants: list[Grant]) -> None:
-        self._remembered.pop(flow, None)
-        if any(grant.sessions is Sessions.CUT for grant in grants):
-            self._remembered[flow] = grants
-        if len(self._remembered) > MAX_REMEMBERED:
-            del self._remembered[next(iter(self._remembered))]
+    def _severed(self, flow: Flow, now_us: int) -> Permitted:
+        """When a session is severed nobody holds its hole any more: whose it was is remembered."""
+        known = self.live.at(key_of(flow))
+        if known:
+            return known[-1]
+        return attribution.permitted(flow, attribution.candidates(self._grants(flow)), now_us)
+
+    def _uses(
+        self, chosen: Sequence[Grant], holders: Sequence[Grant], permitted: Permitted
+    ) -> Iterator[Record]:
+        """Of each grant at most one. What holds a `once` hole is spent with it, chosen or not."""
+        for grant in chosen:
+            if grant.grant_id not in self._used:
+                yield attribution.used(grant, permitted)
+        self.recall(grant for grant in holders if grant.once or grant in chosen)
+        if len(self._used) >= self._forget_at:
+            limit_us = permitted.at_us - _CLOCK_SLACK_US
+            self._used = {number: us for number, us in self._used.items() if us > limit_us}
+            self._forget_at = max(_MANY_USED, 2 * len(self._used))
 
     def _grants(self, flow: Flow) -> list[Grant]:
-        if flow.protocol not in set(Protocol):
-            return []
-        protocol = Protocol(flow.protocol)
-        hole = Hole(flow.source, flow.target, protocol, flow.port)
-        once = Hole(flow.source, flow.target, protocol, flow.port, once=True)
-        return self._holders(hole) or self._holders(once)
+        """The grants by which the gate lets a flow in (attribution, rule 2)."""
+        for hole in attribution.holes_of(flow):
+            holders = self._holders(hole)
+            if hole.once:
+                holders = [grant for grant in holders if grant.grant_id not in self._used]
+            if holders:
+                return holders
+        return []
+
+
+def _not_remembered(count: int, now_us: int) -> Record:
+    """Their ends are entered when the daemon is started again, without figures."""
+    reason = "more connections are live than can be remembered"
+    detail = {"count": count, "of": "end"}
+    return Record(Event.RECORDS_LOST, now_us, reason=reason, detail=detail)
 
 
 def _denied(

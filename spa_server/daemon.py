@@ -29,13 +29,16 @@ from spa_server.capture.datagram import Datagram, KnockCapture
 from spa_server.capture.nflog import NflogCapture, NflogSocket
 from spa_server.config import Config
 from spa_server.connections import DENY_GROUP, PERMIT_GROUP
+from spa_server.conntrack import Conntrack
 from spa_server.control import ControlServer
 from spa_server.firewall.routes import RouteWatch
 from spa_server.firewall.watch import RulesetWatch
 from spa_server.guard import Guard
+from spa_server.snapshot import Snapshots
 
 _AT_ONCE: Final = 256
 _DRIFT_EVERY_S: Final = 300.0
+_ENDS_EVERY_S: Final = 0.1
 
 
 class _Readable(Protocol):
@@ -56,6 +59,7 @@ class Daemon:
         self._timer: asyncio.TimerHandle | None = None
         self._loading: asyncio.Task[None] | None = None
         self._drifting: asyncio.Task[None] | None = None
+        self._finding: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -73,7 +77,7 @@ class Daemon:
                 await self._stopping.wait()
                 self._guard.stop()
         finally:
-            for task in (self._loading, self._drifting):
+            for task in (self._loading, self._drifting, self._finding):
                 if task is not None:
                     task.cancel()
             await control.stop()
@@ -81,12 +85,16 @@ class Daemon:
     async def _begin(self, stack: ExitStack) -> None:
         """Opens every ear before the gate is touched, so that nothing is missed in between."""
         capture = self._open(stack, open_capture(self._config))
+        # First: the kernel tells the end only of what began while somebody listened for ends.
+        ends = self._open(stack, Conntrack())
         permits = self._open(stack, NflogSocket(PERMIT_GROUP))
         denials = self._open(stack, NflogSocket(DENY_GROUP))
         gate = self._guard.gate
         ruleset = self._open(stack, RulesetWatch(gate.port, gate.is_own_process))
         routes = self._open(stack, RouteWatch())
         settings = self._open(stack, clock.ClockWatch())
+        self._serve_metrics(stack)
+        self._guard.connections.ends.follow(ends, lambda: self._hear_permits(permits))
         self._guard.start()
         for _ in self._guard.load_tags():
             await asyncio.sleep(0)
@@ -107,6 +115,32 @@ class Daemon:
         self._after()
         _tell_systemd("READY=1")
         self._drifting = asyncio.create_task(self._watch_drift())
+        self._finding = asyncio.create_task(self._find_unended(ends))
+
+    async def _find_unended(self, ends: Conntrack) -> None:
+        """Ends wait until it is known what an earlier run let in: else they would be nobody's."""
+        for _ in self._guard.find_unended():
+            await asyncio.sleep(0)
+        self._after()
+        self._listen_to_ends(ends)
+
+    def _listen_to_ends(self, ends: Conntrack) -> None:
+        if not self._stopping.is_set():
+            self._on(ends, lambda: self._ended(ends))
+
+    def _ended(self, ends: Conntrack) -> None:
+        """Most ends are of others' connections: however many, they wake nobody more often."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(ends.fileno())
+        has_more = False
+        try:
+            has_more = self._guard.ended()
+        finally:
+            loop.call_later(0 if has_more else _ENDS_EVERY_S, self._listen_to_ends, ends)
+
+    def _hear_permits(self, permits: NflogSocket) -> None:
+        while self._logged(permits, self._guard.connected):
+            pass
 
     async def _watch_drift(self) -> None:
         """Looks for drift at once, and then every few minutes: in a thread, since it blocks."""
@@ -119,6 +153,20 @@ class Daemon:
                 self._safely(partial(self._guard.drifted, drift))
             await asyncio.sleep(_DRIFT_EVERY_S)
 
+    def _serve_metrics(self, stack: ExitStack) -> None:
+        if self._config.metrics is None:
+            return
+        try:
+            from spa_server.metrics import MetricsServer  # noqa: PLC0415 - only where it is on
+        except ImportError:
+            raise Trouble(
+                "`metrics` needs prometheus-client",
+                "install it, or take `metrics` out of server.toml",
+            ) from None
+        snapshots = Snapshots(self._guard.snapshot, asyncio.get_running_loop())
+        server = MetricsServer(self._config.metrics, snapshots)
+        stack.callback(server.close)
+
     def _open(self, stack: ExitStack, source: R) -> R:
         stack.enter_context(closing(source))
         return source
@@ -127,9 +175,11 @@ class Daemon:
         loop = asyncio.get_running_loop()
         loop.add_reader(source.fileno(), lambda: self._safely(act))
 
-    def _logged(self, source: NflogSocket, enter: Callable[..., None]) -> None:
+    def _logged(self, source: NflogSocket, enter: Callable[..., None]) -> bool:
+        """Whether there was anything."""
         batch = source.read_batch(_AT_ONCE)
         enter(batch.messages, batch.lost)
+        return bool(batch.messages)
 
     def _clock_set(self, settings: clock.ClockWatch) -> None:
         settings.drain()

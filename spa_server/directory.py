@@ -74,7 +74,7 @@ class Directory:
         if key is None:
             return None
         roles = self._roles.get(key.identity, frozenset())
-        return Owner(key_id, key.identity, roles, key.expires_at_us)
+        return Owner(key_id, key.identity, roles, key.expires_at_us, key.enrolled_at_us)
 
     def next_expiry_us(self) -> int | None:
         """When the next key or invite expires."""
@@ -92,7 +92,7 @@ class Directory:
             refreshed.admit += self._enter(entry, now_us)
 
     def _enter(self, entry: Entry, now_us: int) -> list[Tag]:
-        if not entry.is_active(now_us):
+        if not entry.is_heard(now_us):
             return []
         is_invite = isinstance(entry, EnrolledInvite)
         try:
@@ -101,7 +101,7 @@ class Directory:
             return []
         if isinstance(entry, EnrolledKey):
             self._keys[entry.key_id] = entry
-        if entry.expires_at_us is not None:
-            heapq.heappush(self._expiries, (entry.expires_at_us, entry.key_id))
+        if entry.heard_until_us is not None:
+            heapq.heappush(self._expiries, (entry.heard_until_us, entry.key_id))
         sender = Sender(entry.public, self._server_key.public, pair, is_invite)
         return self._admission.add(entry.key_id, sender)

@@ -11,6 +11,7 @@ from ipaddress import ip_network
 
 from keys.tomlfile import FileProblem
 from spa_server.config import Config, Mode, reread
+from spa_server.firewall import accounting
 from spa_server.firewall.gate import observed_in
 from spa_server.firewall.kernel import Gate
 from spa_server.firewall.plan import AlwaysOpen, GatePlan, Observed
@@ -68,6 +69,7 @@ class Gatehouse:
         self.config = config
         self.held: str | None = None
         self.listed: str | None = None  # how nft listed the gate when it had just been applied
+        self.not_counted: tuple[str, ...] = ()  # what conntrack could not be made to do
         self._gate = gate
         self._plan: GatePlan | None = None
         self._before_trial: Config | None = None
@@ -123,6 +125,7 @@ class Gatehouse:
             self._gate.apply(plan)
             self._plan = plan
         self.listed = self._gate.ruleset()
+        self.not_counted = accounting.switch_on()
 
     def is_out_of_date(self, policy: Policy) -> bool:
         """Whether the plan would be another now than when it was applied."""

@@ -14,6 +14,7 @@ of the wall clock neither opens a hole longer nor closes it early. Nothing here 
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
@@ -69,6 +70,7 @@ class _Holders:
 
     def __init__(self) -> None:
         self._ends_at_s: dict[int, float] = {}
+        self._keys: Counter[str] = Counter()
         self._by_end: list[tuple[float, int]] = []  # the last first; those taken out stay a while
 
     def __iter__(self) -> Iterator[int]:
@@ -79,10 +81,15 @@ class _Holders:
 
     def add(self, grant: Grant) -> None:
         self._ends_at_s[grant.grant_id] = grant.ends_at_s
+        self._keys[grant.key_id] += 1
         heapq.heappush(self._by_end, (-grant.ends_at_s, grant.grant_id))
 
     def discard(self, grant: Grant) -> None:
-        self._ends_at_s.pop(grant.grant_id, None)
+        if self._ends_at_s.pop(grant.grant_id, None) is not None:
+            self._keys[grant.key_id] -= 1
+
+    def has(self, key_id: str) -> bool:
+        return self._keys[key_id] > 0
 
     def last_end_s(self) -> float:
         """0 where there is none."""
@@ -156,6 +163,14 @@ class GrantBook:
     def holders(self, hole: Hole) -> list[Grant]:
         """The grants that hold a hole open."""
         return [self._grants[grant_id] for grant_id in self._by_hole.get(hole, ())]
+
+    def renews(self, grant: Grant) -> bool:
+        """Whether a grant's own key holds all its holes open already.
+
+        A `once` hole is never the one before: that may have been used.
+        """
+        held = (self._by_hole.get(hole) for hole in grant.holes)
+        return not grant.once and all(each is not None and each.has(grant.key_id) for each in held)
 
     def held_by(self, identity: str) -> list[Grant]:
         """An identity's grants."""

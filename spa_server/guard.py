@@ -4,6 +4,7 @@ No event loop and no socket to clients in here: spa_server/daemon.py waits and c
 reads the clock once, acts and returns; what failed for a while is tried again at the next `tick`.
 """
 
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Final, NamedTuple
 from keys import schema, serverkey
 from keys.registry import Registry
 from keys.tomlfile import FileProblem
+from spa_protocol import __version__
 from spa_protocol.layout import EPOCH_S, Address, epoch_of
 from spa_server import clock, sessions, trial
 from spa_server.admission import Admission
@@ -20,6 +22,7 @@ from spa_server.alignment.finding import Finding, changes
 from spa_server.audit.checkpoint import record_key
 from spa_server.audit.denials import Denials, beside
 from spa_server.audit.ledger import Ledger, LedgerError
+from spa_server.audit.outputs import Outputs
 from spa_server.audit.record import Event, Record
 from spa_server.audit.reserve import Reserve
 from spa_server.audit.retention import Retention
@@ -37,13 +40,16 @@ from spa_server.grants import Grant
 from spa_server.hole import Hole
 from spa_server.holekeeper import HoleKeeper
 from spa_server.joining import admit_key
+from spa_server.meter import Meter
 from spa_server.policy.decide import Question, decide
 from spa_server.policy.model import Policy
 from spa_server.reception import Answerer, Reception
 from spa_server.replay import ReplayWindow
 from spa_server.rulebook import Rulebook
 from spa_server.ruling import Terms
+from spa_server.snapshot import Snapshot, by_severity
 from spa_server.tags import TagKeeper
+from spa_server.unended import recollect, used_grants
 
 _RETRY_S: Final = 1.0
 _CLOCK_STEP_US: Final = 1_000_000
@@ -67,7 +73,7 @@ class Guard:
 
     def __init__(self, config: Config, answer: Answerer) -> None:
         self.config = config
-        connection = schema.connect(config.database)
+        self._connection = connection = schema.connect(config.database)
         connection.execute(f"pragma busy_timeout = {_BUSY_MS}")
         self.registry = Registry(connection)
         self.rulebook = Rulebook(config, self.registry.roles_of)
@@ -89,6 +95,9 @@ class Guard:
             reserve=Reserve(connection, config.database),
             note=note_in(config.control.parent),
         )
+        self.meter = Meter()
+        self.outputs = Outputs(config.outputs)
+        self.ledger.observers += [self.meter.written, self.outputs.written]
         self.admission = Admission()
         self.directory = Directory(self.registry, server_key, self.admission)
         self.gate = Gate()
@@ -107,6 +116,8 @@ class Guard:
             terms=self._terms(),
             monotonic_s=clock.monotonic_s,
             freshness_s=config.freshness_s,
+            meter=self.meter,
+            replaced=self._end_replaced,
         )
         self.started_at_us = clock.now_us()
         self.lost = 0
@@ -119,6 +130,7 @@ class Guard:
         self._gate_in_doubt = False
         self._try_again_at_s = 0.0
         self._drift: list[Finding] = []
+        self._recorded_until = self.ledger.head.event_id
 
     def _terms(self) -> Terms:
         return Terms(self.policy, self.config.shared_sources, is_local_unicast)
@@ -129,8 +141,10 @@ class Guard:
         """Takes over from whoever guarded this host before: the gate, and the holes still open."""
         now_us = clock.now_us()
         self.directory.load(now_us)
+        self.reception.replacing = self.registry.replacing()
         self.ledger.end_other_boots(now_us)
         self.keeper.adopt(self.ledger.live_grants())
+        self.connections.recall(used_grants(self._connection, list(self.keeper.book)))
         self.ledger.note([Record(Event.DAEMON_STARTED, now_us)], now_us)
         if self.rulebook.problem is not None:
             self._note_refused(self.rulebook.problem, now_us)
@@ -144,9 +158,11 @@ class Guard:
         """The gate stays closed and the holes tick on; only the record is told."""
         now_us = clock.now_us()
         self.reception.flush_refusals(now_us)
+        self.ended()
         counts = self.connections.further_denied(now_us)
         self.ledger.note([*counts, Record(Event.DAEMON_STOPPED, now_us)], now_us)
         self.upkeep.close(now_us)
+        self.outputs.close()
 
     # What comes
 
@@ -155,6 +171,7 @@ class Guard:
 
         It is read first: what cannot be judged, because the registry cannot be read, is dropped.
         """
+        self.meter.heard()
         datagrams, lost = read(clock.now_us())
         self.look_around()
         now_us = clock.now_us()
@@ -178,6 +195,24 @@ class Guard:
         now_us = clock.now_us()
         self._note_lost("permit", lost, now_us)
         self.ledger.note(self.connections.permitted(packets, now_us), now_us)
+
+    def ended(self) -> bool:
+        """Enters connections that are over; whether more wait to be read."""
+        now_us = clock.now_us()
+        records = self.connections.ends.read(now_us)
+        if records:
+            self.ledger.note(records, now_us)
+        return self.connections.ends.has_more
+
+    def find_unended(self) -> Iterator[None]:
+        """Finds what an earlier run let in and did not see end, with a pause after some lines."""
+        past = recollect(
+            self._connection, self._recorded_until, self.connections.ends, clock.now_us
+        )
+        for records in past:
+            if records:
+                self.ledger.note(records, clock.now_us())
+            yield
 
     def denied(self, packets: Sequence[NflogPacket], lost: int) -> None:
         """Enters connections that the gate turned away."""
@@ -234,8 +269,21 @@ class Guard:
             for change in refreshed.changes
         ]
         if records:
+            self.reception.replacing = self.registry.replacing()
             self.ledger.note(records, now_us)
         self._end_disallowed(now_us)
+
+    def _end_replaced(self, key_id: str, now_us: int) -> None:
+        """This key was used, so those that it replaces end. If that fails, its next use ends
+        them."""
+        try:
+            self.registry.replaced(key_id, now_us)
+        except sqlite3.Error as error:
+            why = f"could not end what it replaces: {error}"
+            record = Record(Event.KEYS_CHANGED, now_us, key_id=key_id, reason=why)
+            self.ledger.note([record], now_us)
+            return
+        self._refresh_directory(now_us)
 
     def reload(self, *, gate_too: bool = False) -> None:
         """Reads the policy anew. One that is not sound changes nothing and raises FileProblem.
@@ -325,6 +373,8 @@ class Guard:
                 "holes_closed": len(closed),
                 "observed": str(self.gatehouse.observed),
             }
+            if self.gatehouse.not_counted:
+                detail["not_counted"] = "; ".join(self.gatehouse.not_counted)
             self.ledger.note([Record(event, now_us, reason=why, detail=detail)], now_us)
         self.tags.admit_all(now_us)
 
@@ -360,6 +410,32 @@ class Guard:
         if records:
             self.ledger.note(records, now_us)
 
+    # Telling
+
+    def snapshot(self) -> Snapshot:
+        """How the daemon is now, for another thread."""
+        observed = self.gatehouse.observed
+        return Snapshot(
+            meter=self.meter.copy(),
+            version=__version__,
+            capture=self.config.capture,
+            mode="observe" if observed.everything else "enforce",
+            started_at_us=self.started_at_us,
+            grants=len(self.keeper.book),
+            holes=len(self.keeper.book.holes()),
+            keys=len(self.admission),
+            tags=self.admission.tag_count,
+            roles=len(self.policy.roles),
+            requests_remembered=len(self.reception.window),
+            gate_wanted=self.gatehouse.is_wanted,
+            gate_in_doubt=self._gate_in_doubt or self.keeper.in_doubt,
+            policy_is_current=self.rulebook.problem is None,
+            ledger_behind=self.ledger.is_behind,
+            last_event_id=self.ledger.head.event_id,
+            drift=by_severity([str(finding.severity) for finding in self._drift]),
+            outputs=self.outputs.figures(),
+        )
+
     # Time
 
     def next_wake_s(self) -> float:
@@ -370,6 +446,8 @@ class Guard:
         moments_us += [] if expiry_us is None else [expiry_us]
         tallies = (self.reception.refusals, self.connections.denials)
         moments_us += [due for tally in tallies if (due := tally.due_at_us()) is not None]
+        ends_us = self.connections.ends.due_at_us(now_us)
+        moments_us += [] if ends_us is None else [ends_us]
         upkeep_us = self.upkeep.due_at_us(now_us)
         moments_us += [] if upkeep_us is None else [upkeep_us]
         wakes_s = [now_s + max(0, moment_us - now_us) / 1_000_000 for moment_us in moments_us]
@@ -392,10 +470,15 @@ class Guard:
         self._recover(now_us)
 
     def _note_counts(self, now_us: int) -> None:
+        if losses := self.outputs.losses(now_us):
+            self.ledger.note(losses, now_us)
         if self.reception.refusals.is_due(now_us):
             self.reception.flush_refusals(now_us)
         if self.connections.denials.is_due(now_us):
             self.ledger.note(self.connections.further_denied(now_us), now_us)
+        ended = self.connections.ends.tend(now_us)
+        if ended:
+            self.ledger.note(ended, now_us)
 
     def _recover(self, now_us: int) -> None:
         """What failed is tried again, until the fault is gone."""

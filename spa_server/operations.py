@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from keys.when import rfc3339
 from spa_protocol import __version__
-from spa_server import clock
+from spa_server import clock, whois
+from spa_server.activity import activity
 from spa_server.alignment.standing import config_is_current
 from spa_server.config import Mode
 from spa_server.control import Handler
@@ -33,6 +35,8 @@ def handlers(guard: Guard, after: Callable[[], None]) -> dict[str, Handler]:
     return {
         "status": acting(_status),
         "holes": acting(_holes),
+        "whois": acting(_whois),
+        "activity": acting(activity),
         "close": acting(_close),
         "reload": acting(_reload),
         "confirm": acting(_confirm),
@@ -58,12 +62,20 @@ def _status(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
         "keys_heard": len(guard.admission),
         "grants": len(guard.keeper.book),
         "holes": len(guard.keeper.book.holes()),
+        "connections": len(guard.connections.live),
+        "policy": _policy(guard),
+        "reviews_due": len(guard.policy.reviews_due(datetime.now(UTC).date())),
         "roles": len(guard.policy.roles),
         "remembered": len(guard.reception.window),
         **{name: count.packets for name, count in sorted(counters.items())},
-        "lost": guard.lost,
+        "lost": guard.lost + guard.connections.ends.lost,
         "record": "behind" if guard.ledger.is_behind else "written",
     }
+
+
+def _policy(guard: Guard) -> str:
+    problem = guard.rulebook.problem
+    return f"the last good one, for {problem}" if problem else "as in its file when it was read"
 
 
 def _mode(observed: Observed) -> dict[str, Any]:
@@ -95,6 +107,16 @@ def _hole(grant: Grant, live: dict[Hole, LiveHole]) -> dict[str, Any]:
         "open": bool(found),
         "packets": sum(hole.packets for hole in found),
     }
+
+
+def _whois(guard: Guard, request: dict[str, Any]) -> dict[str, Any]:
+    return whois.answer(
+        request,
+        guard.connections,
+        guard.keeper.book.holders,
+        guard.policy,
+        guard.gatehouse.observed,
+    )
 
 
 def _close(guard: Guard, request: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,8 @@
 3.  Where the ledger or the firewall fails, nothing is granted, the answer says unavailable, the
     record says why, and the daemon lives.
 4.  A close or a join acts on what came before it, so it is settled by itself, in its turn.
+5.  A key that replaces another ends it when it is first granted something, once that is
+    answered: so it has proven that it works.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,6 +33,7 @@ from spa_server.doorkeeper import Moment, Verdict, judge
 from spa_server.firewall.kernel import FirewallError
 from spa_server.grants import Grant
 from spa_server.holekeeper import HoleKeeper
+from spa_server.meter import Meter
 from spa_server.pace import Pace
 from spa_server.replay import ReplayWindow
 from spa_server.ruling import Owner, Ruling, Terms, Use
@@ -85,7 +88,10 @@ class Reception:
     terms: Terms
     monotonic_s: Callable[[], float]
     freshness_s: float = DEFAULT_FRESHNESS_S
+    replacing: frozenset[str] = frozenset()
+    replaced: Callable[[str, int], None] | None = None
     pace: Pace = field(default_factory=Pace)
+    meter: Meter = field(default_factory=Meter)
     refusals: Tally[tuple[str, str, str]] = field(default_factory=Tally)
 
     def receive(self, datagrams: Sequence[Datagram], moment: Moment) -> None:
@@ -113,6 +119,7 @@ class Reception:
         batch = Batch()
         for case in cases:
             self._rule(case, batch, now_us)
+        self.meter.decided(len(cases))
         try:
             self.ledger.commit(batch, now_us)
             self._open(cases, now_us)
@@ -120,6 +127,15 @@ class Reception:
             self._make_unavailable(cases, f"the ledger: {error}", now_us)
         for case in cases:
             self._answer(case)
+        if self.replacing:
+            self._end_replaced(cases, now_us)
+
+    def _end_replaced(self, cases: list[_Case], now_us: int) -> None:
+        """Rule 5."""
+        used = {case.owner.key_id for case in cases if case.owner and case.grants}
+        for key_id in used & self.replacing:
+            if self.replaced is not None:
+                self.replaced(key_id, now_us)
 
     def _rule(self, case: _Case, batch: Batch, now_us: int) -> None:
         verdict = case.verdict
@@ -149,7 +165,14 @@ class Reception:
         case.grants = self._grants(case.owner, case.ruling, knock, now_us)
         batch.grants += case.grants
         batch.seen.append((case.owner.key_id, now_us))
-        batch.records += wording.ruled(case.owner, case.ruling, case.grants, case.datagram, now_us)
+        batch.records += wording.ruled(
+            case.owner,
+            case.ruling,
+            case.grants,
+            case.datagram,
+            now_us,
+            renews=self.keeper.book.renews,
+        )
 
     def _use(self, identity: str, batch: Batch, now_us: int) -> Use | None:
         """What the identity has, also of what was granted earlier in the same batch."""
@@ -195,6 +218,8 @@ class Reception:
         except FirewallError as error:
             ended = [(grant, "failed") for grant in grants]
             self._make_unavailable(cases, f"the firewall: {error}", now_us, ended)
+        else:
+            self.meter.opened(sum(bool(case.grants) for case in cases))
 
     def _make_unavailable(
         self,

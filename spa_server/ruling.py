@@ -6,6 +6,7 @@ ruling comes out. Whoever acts on it has burned the request first.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
@@ -19,15 +20,22 @@ from spa_server.hole import Hole
 from spa_server.policy.decide import Decision, Question, decide
 from spa_server.policy.model import Network, Policy
 
+_HOUR_US: Final = 3_600_000_000
+_DAY_US: Final = 24 * _HOUR_US
+_WARN_US: Final = 14 * _DAY_US
+_TOO_OLD: Final = "your key is too old; get a new one: spa-keys rotate"
+
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose key it is. `expires_at_us` is None for a key that does not expire."""
+    """Whose key it is. `expires_at_us` is None for a key that does not expire, and
+    `enrolled_at_us` for one whose age is not known."""
 
     key_id: str
     identity: str
     roles: frozenset[str]
     expires_at_us: int | None = None
+    enrolled_at_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +56,13 @@ class Use:
 
 
 class Ruling(msgspec.Struct, frozen=True):
-    """For each access asked for, the decision; and the hole's two ends."""
+    """For each access asked for, the decision; and the hole's two ends. `warning` is for the
+    key's owner."""
 
     source: Address
     target: Address
     decisions: tuple[tuple[Access, Decision], ...]
+    warning: str = ""
 
     @property
     def status(self) -> Status:
@@ -62,8 +72,8 @@ class Ruling(msgspec.Struct, frozen=True):
 
     @property
     def message(self) -> str:
-        """Why something was refused, in a few words for its owner."""
-        return next((d.short for _, d in self.decisions if not d.granted), "")
+        """Why something was refused, in a few words for its owner; or what they should know."""
+        return next((d.short for _, d in self.decisions if not d.granted), self.warning)
 
 
 def rule(
@@ -81,7 +91,11 @@ def rule(
     if source.version != target.version or not _is_target(request, datagram, terms):
         refused = Decision(Code.NOT_A_TARGET)
         return Ruling(source, target, tuple((access, refused) for access in request.accesses))
-    lives_s = None if owner.expires_at_us is None else (owner.expires_at_us - now_us) / 1_000_000
+    ends_us = key_ends_us(owner, terms.policy)
+    if ends_us is not None and ends_us <= now_us:
+        refused = Decision(Code.EXPIRED, why=_TOO_OLD)
+        return Ruling(source, target, tuple((access, refused) for access in request.accesses))
+    lives_s = None if ends_us is None else (ends_us - now_us) / 1_000_000
     decisions: list[tuple[Access, Decision]] = []
     holes: frozenset[Hole] = use.holes if use else frozenset()
     for access in request.accesses:
@@ -103,7 +117,30 @@ def rule(
         decisions.append((access, decision))
         if decision.granted:
             holes = wanted
-    return Ruling(source, target, tuple(decisions))
+    return Ruling(source, target, tuple(decisions), _warning(owner, ends_us, now_us))
+
+
+def key_ends_us(owner: Owner, policy: Policy) -> int | None:
+    """When a key ends: by its own expiry, or by the age that the policy allows; None is never."""
+    ends_us = owner.expires_at_us
+    if policy.ages_keys and owner.enrolled_at_us is not None:
+        age_s = policy.limits_of(owner.roles).max_key_age_s
+        if age_s is not None:
+            by_age_us = owner.enrolled_at_us + age_s * 1_000_000
+            ends_us = by_age_us if ends_us is None else min(ends_us, by_age_us)
+    return ends_us
+
+
+def _warning(owner: Owner, ends_us: int | None, now_us: int) -> str:
+    """In the last tenth of a key's life, and 14 days before its end at most."""
+    if ends_us is None or owner.enrolled_at_us is None:
+        return ""
+    left_us = ends_us - now_us
+    if left_us > min(_WARN_US, (ends_us - owner.enrolled_at_us) // 10):
+        return ""
+    days, hours = left_us // _DAY_US, left_us // _HOUR_US
+    left = f"{days} days" if days > 1 else f"{hours} h" if hours else "less than an hour"
+    return f"your key ends in {left}; get a new one: spa-keys rotate"
 
 
 def _holes(request: Knock, source: Address, target: Address, access: Access) -> Iterator[Hole]:

@@ -4,17 +4,19 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from itertools import islice
 
 import pytest
 
 from keys import identity
-from spa_client.carriers import Answer, Freshness, Silence, exchange, send_only, waits
+from spa_client.carriers import Answer, Freshness, Silence, exchange, own_address, send_only, waits
 from spa_client.compose import SourceRule, Wish
 from spa_client.resolve import Target
 from spa_protocol.layout import DATAGRAM_SIZE
 from spa_protocol.reason import Code, Status
+from spa_protocol.sshsig import KeyType
 from tests.test_client_fake_server import (
     SSH,
     Action,
@@ -43,10 +45,11 @@ def closed_port() -> int:
 @pytest.mark.parametrize(
     ("timeout_s", "expected"),
     [
-        (2.5, [0.3, 0.7, 1.5]),
+        (2.5, [0.3, 0.7, 1.0, 0.5]),
         (0.1, [0.1]),
         (0.5, [0.3, 0.2]),
-        (10.0, [0.3, 0.7, 1.5, 3.0, 4.5]),
+        (4.0, [0.3, 0.7, 1.0, 1.0, 1.0]),
+        (0.0, []),
     ],
 )
 def test_waits(timeout_s: float, expected: list[float]) -> None:
@@ -105,14 +108,33 @@ def test_a_late_reply_to_the_first_knock_counts() -> None:
     assert answer.datagram.nonce == server.heard[0].knock.nonce
 
 
-def test_silence_lasts_as_long_as_was_said_and_takes_three_knocks() -> None:
+def test_silence_lasts_as_long_as_was_said_and_takes_four_knocks() -> None:
     begun = time.monotonic()
     with serving(says_nothing) as server:
         results = knock(server)
         lasted_s = time.monotonic() - begun
-    assert results == [Silence(server.target, 3)]
+    assert results == [Silence(server.target, 4)]
     assert lasted_s == pytest.approx(2.5, abs=0.3)
-    assert len({h.knock.nonce for h in server.heard}) == 3
+    assert len({h.knock.nonce for h in server.heard}) == 4
+
+
+def test_tries_that_the_caller_chooses() -> None:
+    with serving(says_nothing) as server:
+        assert knock(server, tries=[0.05, 0.1]) == [Silence(server.target, 2)]
+
+
+def test_a_key_that_must_be_touched_knocks_once() -> None:
+    public = replace(identity.generate().public, key_type=KeyType.SK_ED25519)
+    with serving(says_nothing) as server:
+        composer = server.composer()
+        touched = replace(composer, identity=replace(composer.identity, public=public))
+        results = list(exchange((server.target,), touched, timeout_s=0.5))
+    assert results == [Silence(server.target, 1)]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_own_address(host: str) -> None:
+    assert own_address(Target(ip_address(host), 9)) == ip_address(host)
 
 
 def test_a_short_timeout_is_kept() -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from keys import identity, keyfile
+from spa_client.cli import main
 from spa_protocol.access import Access
 from spa_protocol.knock import Close, Knock
 from spa_protocol.reason import Code, Status
@@ -455,7 +456,7 @@ def test_add_and_hosts(home: Home) -> None:
     assert listed[0]["server"] == str(server.line)
 
 
-@pytest.mark.parametrize("command", ["", "knock", "close", "connect", "hosts", "add"])
+@pytest.mark.parametrize("command", ["", *main.commands])
 def test_help(home: Home, command: str) -> None:
     result = home.run(*command.split(), "--help")
     assert result.returncode == 0

@@ -13,6 +13,7 @@ from spa_client.compose import SourceRule
 from spa_client.config import FileProblem, NewHost, UnknownHost
 from spa_protocol.keytext import Endpoint, ServerLine
 
+USUAL = "AppData/Roaming/spa" if sys.platform == "win32" else ".config/spa"
 LINE = str(ServerLine(bytes(range(32)), Endpoint("db1.internal", 62201)))
 LINE_2 = str(ServerLine(bytes(range(1, 33)), Endpoint("2001:db8::7", 443)))
 
@@ -49,15 +50,15 @@ def test_a_full_file(path: Path, home: Path) -> None:
     assert db1.source == ip_address("203.0.113.9")
     assert [str(access) for access in db1.access] == ["tcp/22", "udp/60000-60010"]
     assert (gate.address, gate.knocks_on.port) == ("2001:db8::7", 443)
-    assert gate.key == home / ".config" / "spa" / "keys" / "laptop.key"
+    assert gate.key == home / USUAL / "keys" / "laptop.key"
     assert gate.source is SourceRule.AUTO
     assert gate.access == ()
 
 
 def test_no_file_says_nothing_unless_it_was_chosen(home: Path, path: Path) -> None:
     known = config.load(None)
-    assert (known.path, known.hosts) == (home / ".config" / "spa" / "config.toml", {})
-    assert known.key == home / ".config" / "spa" / "keys" / "default.key"
+    assert (known.path, known.hosts) == (home / USUAL / "config.toml", {})
+    assert known.key == home / USUAL / "keys" / "default.key"
     with pytest.raises(FileProblem, match="does not exist"):
         config.load(path)
 

@@ -12,10 +12,12 @@ from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
 from spa_protocol.access import Access
-from spa_server.audit.record import Event
+from spa_server.audit.record import Event, Record
 from spa_server.capture.nflog import NflogPacket
-from spa_server.connections import ConnectionLog, Flow, parse_flow
+from spa_server.connections import ConnectionLog
+from spa_server.flow import Flow, parse_flow
 from spa_server.grants import Grant, GrantBook
+from spa_server.liveconnections import LiveConnections
 from spa_server.tally import INTERVAL_US
 from tests.test_grants import BASE
 from tests.world import NOW_US
@@ -65,22 +67,27 @@ def log_of(*grants: Grant) -> ConnectionLog:
 
 
 def test_a_permitted_connection_leads_back_to_grant_key_person_and_rule() -> None:
-    [record] = log_of(BASE).permitted([logged(SSH)], NOW_US)
-    assert record.event is Event.CONNECTION_PERMITTED
-    assert (record.identity, record.key_id) == ("alice", "key")
-    assert (record.rule, record.grant_id) == (BASE.rule, BASE.grant_id)
-    assert (record.source, record.target, record.access) == ("10.0.0.9", "10.0.0.1", "tcp/22")
+    record, used = log_of(BASE).permitted([logged(SSH)], NOW_US)
+    assert (record.event, used.event) == (Event.CONNECTION_PERMITTED, Event.HOLE_USED)
+    for line in (record, used):
+        assert (line.identity, line.key_id) == ("alice", "key")
+        assert (line.rule, line.grant_id) == (BASE.rule, BASE.grant_id)
+        assert (line.source, line.target, line.access) == ("10.0.0.9", "10.0.0.1", "tcp/22")
+        assert line.detail["source_port"] == 40_000
 
 
 def test_where_two_people_share_an_address_the_record_says_so() -> None:
     bob = replace(BASE, grant_id=2, identity="bob")
-    [record] = log_of(BASE, bob).permitted([logged(SSH)], NOW_US)
+    record, *used = log_of(BASE, bob).permitted([logged(SSH)], NOW_US)
     assert record.identity == "alice, bob"
     assert record.detail["ambiguous"] == ["alice", "bob"]
+    assert record.detail["grants"] == [1, 2]
+    assert [(line.identity, line.grant_id) for line in used] == [("alice", 1), ("bob", 2)]
+    assert all(line.detail["ambiguous"] == ["alice", "bob"] for line in used)
 
 
 def test_a_connection_through_a_once_hole_has_a_name_too() -> None:
-    [record] = log_of(replace(BASE, once=True)).permitted([logged(SSH)], NOW_US)
+    record, _ = log_of(replace(BASE, once=True)).permitted([logged(SSH)], NOW_US)
     assert record.identity == "alice"
 
 
@@ -90,9 +97,79 @@ def test_a_connection_that_nobody_was_granted_has_none() -> None:
     assert record.identity is None
 
 
+def grants_in(records: list[Record], event: Event) -> list[int | None]:
+    return [record.grant_id for record in records if record.event is event]
+
+
+def test_a_grant_is_used_once_and_so_is_the_one_that_renews_it() -> None:
+    book = GrantBook()
+    book.add([BASE])
+    log = ConnectionLog(book.holders)
+    records = log.permitted([logged(SSH)] * 3, NOW_US)
+    book.add([replace(BASE, grant_id=2)])
+    records += log.permitted([logged(SSH)] * 3, NOW_US)
+    assert grants_in(records, Event.CONNECTION_PERMITTED) == [1, 1, 1, 2, 2, 2]
+    assert grants_in(records, Event.HOLE_USED) == [1, 2]
+
+
+def test_what_was_used_before_the_daemon_began_is_not_used_again() -> None:
+    log = log_of(BASE)
+    log.recall([BASE])
+    assert grants_in(log.permitted([logged(SSH)], NOW_US), Event.HOLE_USED) == []
+
+
+def test_a_once_hole_is_spent_before_an_ordinary_one_is_used() -> None:
+    """One connection comes through it, however many grants have made it."""
+    once = [replace(BASE, grant_id=number, once=True) for number in (2, 3)]
+    records = log_of(BASE, *once).permitted([logged(SSH)] * 3, NOW_US)
+    assert grants_in(records, Event.CONNECTION_PERMITTED) == [3, 1, 1]
+    assert grants_in(records, Event.HOLE_USED) == [3, 1]
+
+
+def test_no_grant_is_used_twice_however_many_are() -> None:
+    """One that lasts while thousands come and go: those that are over are forgotten, it is not."""
+    book = GrantBook()
+    end_us = NOW_US + 10**12
+    lasting = replace(BASE, access=Access.parse("tcp/23"), expires_at_us=end_us, ends_at_s=end_us)
+    book.add([lasting])
+    log = ConnectionLog(book.holders)
+    other = IP(src="10.0.0.9", dst="10.0.0.1") / TCP(sport=40000, dport=23, flags="S")
+    packets = [logged(SSH), logged(other)]
+    records = []
+    for number in range(2, 10_000):
+        now_us = NOW_US + number * 30_000_000
+        grant = replace(BASE, grant_id=number, expires_at_us=now_us, ends_at_s=float(now_us))
+        book.add([grant])
+        records += log.permitted(packets, now_us)
+        book.expire(now_us)
+    assert grants_in(records, Event.HOLE_USED) == [2, 1, *range(3, 10_000)]
+    assert len(log._used) <= 8192  # what a daemon would keep for months
+
+
+def test_whose_a_severed_session_was_is_known_when_nobody_holds_the_hole() -> None:
+    book = GrantBook()
+    book.add([BASE])
+    log = ConnectionLog(book.holders)
+    log.permitted([logged(SSH)], NOW_US)
+    book.end([BASE])
+    [record] = log.permitted([logged(SSH, "severed")], NOW_US)
+    assert (record.event, record.identity) == (Event.CONNECTION_SEVERED, "alice")
+    assert record.grant_id == BASE.grant_id
+
+
+def test_more_connections_than_can_be_remembered_are_said() -> None:
+    log = log_of(BASE)
+    log.live = log.ends.live = LiveConnections(limit=2)
+    records = log.permitted([logged(SSH)] * 5, NOW_US)
+    assert len(grants_in(records, Event.CONNECTION_PERMITTED)) == 5
+    assert grants_in(records, Event.CONNECTION_ENDED) == []
+    assert (records[-1].event, records[-1].detail["count"]) == (Event.RECORDS_LOST, 3)
+    assert "than can be remembered" in str(records[-1].reason)
+
+
 def test_severed_is_told_from_permitted_by_the_rule_that_logged_it() -> None:
     [record] = log_of(BASE).permitted([logged(SSH, "severed")], NOW_US)
-    assert record.event is Event.CONNECTION_SEVERED
+    assert (record.event, record.identity) == (Event.CONNECTION_SEVERED, "alice")
 
 
 def test_denials_of_a_kind_are_written_once_and_counted() -> None:

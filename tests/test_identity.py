@@ -13,17 +13,19 @@ import sys
 import tempfile
 import textwrap
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from keys import identity, keyfile, passphrase, privatefile, serverkey
+from keys import identity, keyfile, oskeyring, passphrase, privatefile, serverkey
 from keys.identity import Identity, KeyFileError
 from keys.keyfile import Argon2id, KeyFile, Kind, Torn
 from keys.trouble import Trouble
 from spa_protocol import publickey, sshsig
+from spa_protocol.sshsig import KeyType
 
 VECTORS = Path(__file__).parent / "vectors" / "spa1.json"
 SEED, AGREEMENT = bytes(range(32)), bytes(range(32, 64))
@@ -41,6 +43,16 @@ public: AQOhB7/zzhC+HXDdGOdLwJln5NYwm6UNXx3chmQSVTG4NYBy1jZYgNGu6jKa35EhODhR7SGi
 signing: here
 kdf: none
 secret: AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4vMDEyMzQ1Njc4OTo7PD0+Pw==
+"""
+
+# The same of a key whose signing half is in ssh-agent: a touch of the public key's type, no seed.
+AGENT_FILE = """\
+spa-private-key 1 client
+comment: alice@laptop
+public: AgOhB7/zzhC+HXDdGOdLwJln5NYwm6UNXx3chmQSVTG4NYBy1jZYgNGu6jKa35EhODhR7SGijjt16WXQ0s0WYlQ=
+signing: agent
+kdf: none
+secret: ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=
 """
 
 
@@ -174,6 +186,141 @@ class TestTheFile:
         serverkey.save(serverkey.ServerKey(key.secret, serverkey.generate().public), path)
         with pytest.raises(KeyFileError, match="its public key is another's"):
             serverkey.load(path)
+
+
+IN_AGENT = Identity(
+    replace(ALICE.public, key_type=KeyType.SK_ED25519), "alice@laptop", None, AGREEMENT
+)
+
+
+class TestAKeyInTheAgent:
+    def test_its_file_is_as_it_ever_was(self, tmp_path: Path) -> None:
+        identity.save(IN_AGENT, tmp_path / "a", None)
+        assert (tmp_path / "a").read_text() == AGENT_FILE
+        loaded = identity.load(tmp_path / "a", None)
+        assert loaded == IN_AGENT
+        assert (loaded.is_in_agent, loaded.needs_touch) == (True, True)
+        assert loaded.pair_with(serverkey.generate().public)
+
+    @pytest.mark.usefixtures("cheap")
+    def test_a_passphrase_guards_it(self, tmp_path: Path) -> None:
+        identity.save(IN_AGENT, tmp_path / "a", "pass")
+        assert base64.b64encode(AGREEMENT)[:30] not in (tmp_path / "a").read_bytes()
+        assert identity.load(tmp_path / "a", lambda _: "pass") == IN_AGENT
+        assert "wrong passphrase" in refusal(tmp_path / "a", "Pass")
+
+    @pytest.mark.parametrize("key_type", list(KeyType))
+    def test_each_is_new_though_the_signing_key_is_the_same(self, key_type: KeyType) -> None:
+        one, other = (identity.in_agent(key_type, ALICE.public.signing, "a\nb") for _ in range(2))
+        assert (one.public.key_type, one.public.signing) == (key_type, ALICE.public.signing)
+        assert one.public.agreement != other.public.agreement
+        assert one.comment == "a b"
+
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            ("signing: agent", "signing: here"),
+            ("signing: agent", "signing: none"),
+            ("signing: agent", "signing: Agent"),
+            ("secret: ICEi", "secret: ICEj"),
+            ("secret: ", "secret: AAAA"),
+        ],
+    )
+    def test_a_file_that_does_not_fit_together(
+        self, tmp_path: Path, before: str, after: str
+    ) -> None:
+        line = refusal(write_private(tmp_path / "a", AGENT_FILE.replace(before, after).encode()))
+        assert re.search("not a whole key file|keeps its signing key elsewhere", line)
+
+    def test_a_seed_that_is_said_to_be_elsewhere(self, tmp_path: Path) -> None:
+        text = PLAIN_FILE.replace("signing: here", "signing: agent")
+        assert "a secret of the wrong size" in refusal(write_private(tmp_path / "a", text.encode()))
+
+    def test_a_security_key_whose_seed_is_here(self, tmp_path: Path) -> None:
+        """No such thing: a security key keeps its seed."""
+        text = PLAIN_FILE.replace("public: AQ", "public: Ag")
+        line = refusal(write_private(tmp_path / "a", text.encode()))
+        assert "its public key is another's" in line
+
+    def test_no_repr_shows_a_secret(self) -> None:
+        assert repr(AGREEMENT)[2:-1] not in repr(IN_AGENT)
+
+
+@pytest.mark.usefixtures("cheap")
+class TestThePassphraseInTheKeyring:
+    """The file says that the keyring has it; `recall` is what the keyring says."""
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        identity.save(ALICE, tmp_path / "a", "pass", in_keyring=True)
+        return tmp_path / "a"
+
+    def loaded(
+        self, monkeypatch: pytest.MonkeyPatch, path: Path, found: str | None, **how: object
+    ) -> tuple[list[str], list[str]]:
+        """What was asked, and what was told, until the key was open."""
+
+        def recall(key_id: str) -> str:
+            assert key_id == ALICE.public.key_id
+            if found is None:
+                raise oskeyring.NoKeyring("the keyring cannot be used: none here")
+            return found
+
+        asked: list[str] = []
+        told: list[str] = []
+        monkeypatch.setattr(oskeyring, "recall", recall)
+        loaded = identity.load(
+            path, lambda text: asked.append(text) or "pass", tell=told.append, **how
+        )
+        assert loaded == ALICE
+        return asked, told
+
+    def test_it_is_in_the_file_that_it_is_there(self, path: Path, tmp_path: Path) -> None:
+        assert re.search(rb"\nkdf: argon2id 1 8192 \S+ keyring\n", path.read_bytes())
+        assert identity.is_in_keyring(path)
+        identity.save(ALICE, tmp_path / "b", "pass")
+        identity.save(ALICE, tmp_path / "c", None)
+        assert not identity.is_in_keyring(tmp_path / "b")
+        assert not identity.is_in_keyring(tmp_path / "c")
+
+    def test_nobody_is_asked(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.loaded(monkeypatch, path, "pass") == ([], [])
+        assert identity.load(path, None) == ALICE
+
+    def test_without_a_keyring_somebody_is(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked, told = self.loaded(monkeypatch, path, None)
+        assert asked == [f"Passphrase for {path}: "]
+        assert told == ["the keyring cannot be used: none here"]
+        with pytest.raises(KeyFileError, match="nobody to ask"):
+            identity.load(path, None)
+
+    def test_a_keyring_that_has_another(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked, told = self.loaded(monkeypatch, path, "former")
+        assert len(asked) == 1
+        assert told == [f"the passphrase that the keyring holds does not open {path}"]
+
+    def test_a_passphrase_that_was_given_goes_first(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked, told = self.loaded(monkeypatch, path, "former", use_keyring=False)
+        assert (len(asked), told) == (1, [])
+
+    @pytest.mark.parametrize(
+        "edit",
+        [
+            lambda text: text.replace(" keyring\n", "\n"),
+            lambda text: text.replace(" keyring\n", " keyring \n"),
+            lambda text: text.replace(" keyring\n", " Keyring\n"),
+            lambda text: text.replace(" keyring\n", " keyring keyring\n"),
+            lambda text: re.sub("kdf: .*", "kdf: none keyring", text),
+            lambda text: re.sub("kdf: .*", "kdf: keyring", text),
+        ],
+    )
+    def test_nothing_of_it_can_be_changed(self, path: Path, tmp_path: Path, edit) -> None:
+        changed = write_private(tmp_path / "b", edit(path.read_text()).encode())
+        assert re.search("altered|not a whole key file", refusal(changed, "pass"))
 
 
 class TestErrors:

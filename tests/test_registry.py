@@ -498,8 +498,8 @@ class TestBrokenRows:
     @given(
         st.lists(
             st.one_of(st.none(), st.integers(), st.text(), st.binary(), st.floats()),
-            min_size=10,
-            max_size=10,
+            min_size=11,
+            max_size=11,
         )
     )
     def test_no_row_raises_anything_but_broken_row(self, row: list[object]) -> None:

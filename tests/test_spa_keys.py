@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import sqlite3
@@ -28,15 +29,29 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keys import console, identity, keyline, listing, table, text, when
+from keys import (
+    console,
+    identity,
+    keyfile,
+    keyline,
+    listing,
+    sshkey,
+    table,
+    text,
+    transfer,
+    when,
+)
 from keys.cli import main
 from keys.console import ExitCode, Parsed, Program, Trouble
 from keys.poke import Poked, poke
 from keys.registry import opened
 from spa_protocol import keytext
 from spa_protocol.layout import Malformed
+from spa_protocol.sshsig import KeyType
+from tests.ssh_agents import RealAgent, public_half, real_agent, ssh_keygen
 
 PROGRAM = [sys.executable, "-c", "from keys.cli import main; main()"]
+NAMED_EACH_TIME = {"key_file", "key_list", "ssh", "new_file"}
 T0 = 1_800_000_000_000_000  # 2027-01-15T08:00:00Z
 
 
@@ -102,9 +117,10 @@ class Host:
         os.close(theirs)
         shown = b""
         for answer in answers:
-            while not re.search(rb"[:?] ?(\[y/N\]: )?$", shown.splitlines()[-1] if shown else b""):
-                shown += os.read(ours, 1000)
-            shown += b"\n"
+            asked = b""
+            while not re.search(rb"[:?] ?(\[y/N\]: )?$", asked.splitlines()[-1] if asked else b""):
+                asked += os.read(ours, 1000)
+            shown += asked + b"\n"
             time.sleep(0.05)  # the question is printed just before the echo is turned off
             os.write(ours, answer.encode())
         out, _ = process.communicate(timeout=60)
@@ -255,6 +271,676 @@ class TestAtATerminal:
         assert host.run_at_terminal("revoke", key, answers=()).out == f"revoked {key}\n"
 
 
+with_ssh_agent = pytest.mark.skipif(
+    shutil.which("ssh-agent") is None, reason="openssh-client is needed"
+)
+
+
+@with_ssh_agent
+class TestGenerateWithAnAgent:
+    @pytest.fixture
+    def agent(self, host: Host, tmp_path: Path) -> Iterator[RealAgent]:
+        with real_agent(tmp_path) as running:
+            host.environment |= running.environment
+            yield running
+
+    @pytest.fixture
+    def key(self, tmp_path: Path) -> Path:
+        return ssh_keygen(tmp_path / "id")
+
+    def test_by_a_file(self, host: Host, agent: RealAgent, key: Path) -> None:
+        agent.ssh_add(key)
+        ended = host.run("generate", "--ssh", f"{key}.pub", "--no-passphrase")
+        public, _ = keytext.parse_key(ended.out)
+        assert public.signing == sshkey.read(public_half(key)).signing_key()[1]
+        assert identity.load(host.keys / "default.key", None).is_in_agent
+        assert ended.err.startswith("ssh-agent signs; the rest of the key is in ")
+        assert host.run("show").out == ended.out
+
+    def test_by_the_agent(self, host: Host, agent: RealAgent, key: Path) -> None:
+        agent.ssh_add(key)
+        by_agent = host.run("generate", "one", "--agent", "--no-passphrase")
+        by_file = host.run("generate", "two", "--ssh", f"{key}.pub", "--no-passphrase")
+        one, two = (keytext.parse_key(ended.out)[0] for ended in (by_agent, by_file))
+        assert one.signing == two.signing
+        assert one.key_id != two.key_id
+
+    def test_from_stdin(self, host: Host, key: Path) -> None:
+        line = public_half(key).read_text()
+        ended = host.run("generate", "--ssh", "-", "--no-passphrase", typed=line)
+        assert ended.code == 0
+        assert "spa-keys: before you knock: there is no ssh-agent" in ended.err
+
+    def test_a_passphrase_guards_the_other_half(
+        self, host: Host, agent: RealAgent, key: Path
+    ) -> None:
+        agent.ssh_add(key)
+        options = ("--agent", "--passphrase-file", "/dev/stdin")
+        assert host.run("generate", *options, typed="horse\n").code == 0
+        loaded = identity.load(host.keys / "default.key", lambda _: "horse")
+        assert loaded.is_in_agent
+
+    def test_one_of_several_is_chosen(self, host: Host, agent: RealAgent, tmp_path: Path) -> None:
+        keys = [ssh_keygen(tmp_path / name) for name in ("first", "second")]
+        for each in keys:
+            agent.ssh_add(each)
+        ended = host.run_at_terminal("generate", "--agent", answers=("3\n", "2\n", "\n"))
+        assert ended.code == 0, ended
+        public, _ = keytext.parse_key(ended.out)
+        assert public.signing == sshkey.read(public_half(keys[1])).signing_key()[1]
+        assert re.search(r"  1  SHA256:\S+  first@test  \(Ed25519\)\n  2  ", ended.err)
+
+    def test_without_a_terminal_it_says_how(
+        self, host: Host, agent: RealAgent, tmp_path: Path
+    ) -> None:
+        for name in ("first", "second"):
+            agent.ssh_add(ssh_keygen(tmp_path / name))
+        line = host.run("generate", "--agent", "--no-passphrase").trouble(ExitCode.USAGE)
+        assert line == (
+            "ssh-agent holds 2 keys that can knock; 'ssh-add -L' prints them; say which by "
+            "--ssh FILE.pub"
+        )
+
+    @pytest.mark.parametrize(
+        ("options", "code", "said"),
+        [
+            (("--agent",), 4, "there is no ssh-agent (SSH_AUTH_SOCK is not set); start one: "),
+            (("--agent", "--ssh", "x.pub"), 2, "--ssh and --agent exclude each other"),
+            (("--ssh", "/nowhere.pub"), 4, "/nowhere.pub: no such file or directory"),
+            (("--keyring",), 2, "--no-passphrase and --keyring exclude each other"),
+        ],
+    )
+    def test_what_will_not_do(
+        self, host: Host, options: tuple[str, ...], code: int, said: str
+    ) -> None:
+        ended = host.run("generate", *options, "--no-passphrase")
+        assert said in ended.trouble(code)
+        assert not host.keys.exists()
+
+    def test_no_option_shows_a_private_key(self, host: Host, key: Path) -> None:
+        line = host.run("generate", "--ssh", str(key), "--no-passphrase").trouble()
+        assert line.endswith(f"name its public half: {key}.pub")
+
+
+class TestRotate:
+    def test_the_whole_of_it(self, host: Host) -> None:
+        first = host.generate()
+        old_id = keytext.parse_key(first)[0].key_id
+        ended = host.run("rotate", "--no-passphrase")
+        assert ended.code == 0
+        assert f"spa-keys enroll IDENTITY --key 'the line' --replaces {old_id}" in ended.err
+        assert host.run("show").out.strip() == first
+        assert host.run("show", "default.next").out == ended.out != first
+
+        again = host.run("rotate", "--no-passphrase")
+        assert again.out == ended.out
+        assert f"was made before: {host.keys}/default.next.key" in again.err
+
+        finished = host.run("rotate", "--finish")
+        new_id = keytext.parse_key(ended.out)[0].key_id
+        assert finished.out == f"{host.keys}/default.key is now {new_id}\n"
+        assert host.run("show").out == ended.out
+        assert host.run("show", "default.old").out.strip() == first
+        assert sorted(path.name for path in host.keys.iterdir()) == [
+            "default.key",
+            "default.old.key",
+        ]
+        for path in host.keys.iterdir():
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    def test_twice(self, host: Host) -> None:
+        """The old key of the first time makes room for that of the second."""
+        host.generate()
+        lines = []
+        for _ in range(2):
+            lines.append(host.run("rotate", "--no-passphrase").out)
+            assert host.run("rotate", "--finish").code == 0
+        assert host.run("show", "default.old").out == lines[0]
+        assert host.run("show").out == lines[1]
+
+    def test_another_name(self, host: Host) -> None:
+        host.generate("backup")
+        assert host.run("rotate", "backup", "--no-passphrase").code == 0
+        assert (host.keys / "backup.next.key").exists()
+
+    def test_no_key(self, host: Host) -> None:
+        assert "does not exist; make one" in host.run("rotate", "--no-passphrase").trouble()
+
+    def test_nothing_to_finish(self, host: Host) -> None:
+        line = host.generate()
+        said = host.run("rotate", "--finish").trouble()
+        assert said == f"there is no {host.keys}/default.next.key; make it with 'spa-keys rotate'"
+        assert host.run("show").out.strip() == line
+
+
+class TestReplacing:
+    """On the server: a key that ends when another is first used."""
+
+    def enrolled(self, host: Host, *options: str) -> tuple[str, str]:
+        """The ids of an old key, and of a new one that was enrolled with these options."""
+        old = host.enroll("alice", "--role", "dba")
+        return old, host.enroll("alice", "--replaces", old, *options)
+
+    def test_both_are_good_for_a_while(self, host: Host) -> None:
+        old, new = self.enrolled(host)
+        before, after = sorted(host.listed(), key=lambda key: key["key"] == new)
+        left = datetime.fromisoformat(str(before["expires_at"])) - datetime.now(UTC)
+        assert timedelta(days=6.9) < left <= timedelta(days=7)
+        assert (before["key"], after["key"], after["expires_at"]) == (old, new, None)
+        assert {before["state"], after["state"]} == {"active"}
+        with opened(host.database) as registry:
+            assert registry.replacing() == {new}
+            assert [key.key_id for key in registry.replaced_by(new)] == [old]
+
+    def test_the_old_one_goes_when_the_new_one_is_used(self, host: Host) -> None:
+        old, new = self.enrolled(host)
+        with opened(host.database) as registry:
+            changed = registry.last_change_id()
+            assert registry.replaced(new, T0) == [old]
+            (change,) = registry.changes_since(changed)
+            assert (change.action, change.key_id) == ("key.revoked", old)
+            assert change.actor == f"key:{new}"
+            assert change.detail == f"replaced by {new}"
+            assert registry.replacing() == frozenset()
+            assert registry.replaced(new, T0) == []
+        assert [key["key"] for key in host.listed()] == [new]
+
+    def test_or_at_the_end_of_the_overlap(self, host: Host) -> None:
+        old, _ = self.enrolled(host, "--overlap", "0s")
+        states = {key["key"]: key["state"] for key in host.listed()}
+        assert states[old] == "expired"
+
+    def test_it_lives_no_longer_than_it_would_have(self, host: Host) -> None:
+        old = host.enroll("alice", "--expires", "1h")
+        (before,) = host.listed()
+        host.enroll("alice", "--replaces", old, "--overlap", "30d")
+        (after,) = (key for key in host.listed() if key["key"] == old)
+        assert after["expires_at"] == before["expires_at"]
+
+    def test_it_says_what_ends_when(self, host: Host) -> None:
+        old = host.enroll("alice")
+        line = keytext.format_key(identity.generate().public, "new")
+        ended = host.run("enroll", "alice", "--key", line, "--replaces", old[:8])
+        assert re.search(
+            rf"\n{old} ends when the new key is first used, until \d{{4}}-\d\d-\d\dT", ended.out
+        )
+
+    def test_enrolling_the_old_one_again_keeps_it(self, host: Host) -> None:
+        line = keytext.format_key(identity.generate().public, "old")
+        old = host.enroll("alice", line=line)
+        new = host.enroll("alice", "--replaces", old)
+        host.enroll("alice", line=line)
+        with opened(host.database) as registry:
+            assert registry.replacing() == frozenset()
+            assert registry.replaced(new, T0) == []
+        assert {key["expires_at"] for key in host.listed()} == {None}
+
+    def test_by_the_name_of_its_owner_where_it_is_the_only_one(self, host: Host) -> None:
+        old = host.enroll("alice")
+        new = host.enroll("alice", "--replaces", "alice")
+        with opened(host.database) as registry:
+            assert [key.key_id for key in registry.replaced_by(new)] == [old]
+
+    def test_several_devices_go_their_own_ways(self, host: Host) -> None:
+        """Each device has a key; one is rotated, and the others are not touched."""
+        laptop, phone, tower = (host.enroll("alice") for _ in range(3))
+        new = host.enroll("alice", "--replaces", phone)
+        with opened(host.database) as registry:
+            registry.replaced(new, T0)
+            active = {key.key_id for key in registry.keys_of("alice") if key.is_active(T0)}
+        assert active == {laptop, tower, new}
+        assert host.run("revoke", laptop).code == 0
+        assert {key["key"] for key in host.listed()} == {tower, new}
+
+    @pytest.mark.parametrize("command", ["revoke-old", "revoke-new"])
+    def test_a_key_that_is_revoked_meanwhile(self, host: Host, command: str) -> None:
+        old, new = self.enrolled(host)
+        host.run("revoke", old if command == "revoke-old" else new)
+        with opened(host.database) as registry:
+            assert registry.replacing() == (frozenset() if command == "revoke-old" else {new})
+            changed = registry.last_change_id()
+            if command == "revoke-old":
+                assert registry.replaced(new, T0) == []
+                assert registry.changes_since(changed) == []
+
+    def test_what_cannot_be_replaced(self, host: Host) -> None:
+        others = host.enroll("bob")
+        gone, first, second = (host.enroll("alice") for _ in range(3))
+        host.run("revoke", gone)
+        line = keytext.format_key(identity.generate().public, "new")
+        for replaces, said in (
+            (others, f"{others} is no key of alice's; nothing was changed"),
+            (gone, f"{gone!r} names no other key of alice; name one by its id"),
+            ("alice", "'alice' names 2 other keys of alice; name one by its id"),
+            ("nobody", "no identity or key is called 'nobody'"),
+            (keytext.parse_key(line)[0].key_id, "names no other key of alice"),
+        ):
+            ended = host.run("enroll", "alice", "--key", line, "--replaces", replaces)
+            assert said in ended.trouble(ExitCode.REFUSED)
+        again = host.run("enroll", "alice", "--key", line)
+        assert again.code == 0  # nothing of it had been enrolled
+        assert {key["key"] for key in host.listed("--identity", "alice")} >= {first, second}
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (("--overlap", "1d"), "--overlap is for a key that --replaces another"),
+            (("--replaces", "x", "--overlap", "soon"), "'soon' is no duration"),
+        ],
+    )
+    def test_options_that_will_not_do(
+        self, host: Host, options: tuple[str, ...], said: str
+    ) -> None:
+        line = keytext.format_key(identity.generate().public, "new")
+        ended = host.run("enroll", "alice", "--key", line, *options)
+        assert said in ended.trouble(ExitCode.USAGE)
+
+    def test_a_registry_of_the_version_before(self, host: Host) -> None:
+        """The migration adds what is missing, and keeps what is there."""
+        key_id = host.enroll("alice")
+        with contextlib.closing(sqlite3.connect(host.database)) as connection, connection:
+            connection.execute("DROP TABLE replacement")
+            connection.execute("DELETE FROM _sqlite_migrations WHERE name = '0003_replacement'")
+        assert "older version" in host.run("list").trouble()
+        new = host.enroll("alice", "--replaces", key_id)
+        assert {key["key"] for key in host.listed()} == {key_id, new}
+
+
+class TestPassphrase:
+    def secret_file(self, directory: Path, name: str, text: str) -> str:
+        path = directory / name
+        path.write_text(f"{text}\n")
+        path.chmod(0o600)
+        return str(path)
+
+    def test_from_none_to_one_to_another_to_none(self, host: Host, tmp_path: Path) -> None:
+        line = host.generate()
+        path = host.keys / "default.key"
+        horse = self.secret_file(tmp_path, "horse", "horse")
+        mule = self.secret_file(tmp_path, "mule", "mule")
+        assert host.run("passphrase", "--new-passphrase-file", horse).code == 0
+        assert identity.load(path, lambda _: "horse")
+        change = ("passphrase", "--passphrase-file", horse, "--new-passphrase-file", mule)
+        ended = host.run(*change)
+        assert (ended.code, ended.err) == (0, f"{path} is now guarded by its passphrase.\n")
+        assert "wrong passphrase" in host.run(*change).trouble()
+        assert identity.load(path, lambda _: "mule")
+        assert host.run("passphrase", "--passphrase-file", mule, "--no-passphrase").code == 0
+        assert identity.load(path, None)
+        assert host.run("show").out.strip() == line
+
+    def test_at_a_terminal(self, host: Host) -> None:
+        host.run_at_terminal("generate", answers=("horse\n", "horse\n"))
+        ended = host.run_at_terminal("passphrase", answers=("horse\n", "mule\n", "mule\n"))
+        assert ended.code == 0
+        assert "Passphrase for " in ended.err
+        assert "New passphrase (empty for none): " in ended.err
+        assert not re.search("horse|mule", ended.err)
+        assert identity.load(host.keys / "default.key", lambda _: "mule")
+
+    def test_a_wrong_one_changes_nothing(self, host: Host, tmp_path: Path) -> None:
+        horse = self.secret_file(tmp_path, "horse", "horse")
+        mule = self.secret_file(tmp_path, "mule", "mule")
+        host.run("generate", "--passphrase-file", horse)
+        before = (host.keys / "default.key").read_bytes()
+        options = ("--passphrase-file", mule, "--no-passphrase")
+        assert "wrong passphrase" in host.run("passphrase", *options).trouble()
+        assert (host.keys / "default.key").read_bytes() == before
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            ((), "no terminal to ask for a passphrase; give --no-passphrase or --new-"),
+            (("--no-passphrase", "--new-passphrase-file", "x"), "exclude each other"),
+            (("--no-passphrase", "--keyring"), "exclude each other"),
+        ],
+    )
+    def test_usage(self, host: Host, options: tuple[str, ...], said: str) -> None:
+        host.generate()
+        assert said in host.run("passphrase", *options).trouble(ExitCode.USAGE)
+
+    def test_a_key_in_the_agent_stays_there(self, host: Host, tmp_path: Path) -> None:
+        in_agent = identity.in_agent(KeyType.ED25519, identity.generate().public.signing)
+        identity.save(in_agent, host.keys / "default.key", None)
+        horse = self.secret_file(tmp_path, "horse", "horse")
+        assert host.run("passphrase", "--new-passphrase-file", horse).code == 0
+        assert identity.load(host.keys / "default.key", lambda _: "horse") == in_agent
+
+
+KEYRING = '''
+"""A keyring in a file: what a desktop's would be, for a test."""
+import json, os, pathlib
+import keyring.backend, keyring.errors
+
+FILE = pathlib.Path(os.environ["TEST_KEYRING"])
+
+class Keyring(keyring.backend.KeyringBackend):
+    priority = 1
+
+    def _all(self):
+        return json.loads(FILE.read_text()) if FILE.exists() else {}
+
+    def get_password(self, service, username):
+        return self._all().get(f"{service}/{username}")
+
+    def set_password(self, service, username, password):
+        FILE.write_text(json.dumps({**self._all(), f"{service}/{username}": password}))
+
+    def delete_password(self, service, username):
+        kept = self._all()
+        del kept[f"{service}/{username}"]
+        FILE.write_text(json.dumps(kept))
+
+class Locked(Keyring):
+    def get_password(self, *_):
+        raise keyring.errors.KeyringLocked("the keyring is locked")
+
+    set_password = get_password
+'''
+
+
+class TestKeyring:
+    """The package `keyring`, with a backend of its own kind: chosen as any other is."""
+
+    @pytest.fixture
+    def secrets(self, host: Host, tmp_path: Path) -> Path:
+        """Where the keyring keeps them."""
+        pytest.importorskip("keyring")
+        (tmp_path / "kept_in_a_file.py").write_text(KEYRING)
+        host.environment |= {
+            "PYTHONPATH": str(tmp_path),
+            "PYTHON_KEYRING_BACKEND": "kept_in_a_file.Keyring",
+            "TEST_KEYRING": str(tmp_path / "secrets.json"),
+        }
+        return tmp_path / "secrets.json"
+
+    def generate(self, host: Host, **environment: str) -> tuple[Ended, str]:
+        """With the passphrase `horse`; and the key's id."""
+        options = ("--passphrase-file", "/dev/stdin", "--keyring")
+        ended = host.run("generate", *options, typed="horse\n", **environment)
+        assert ended.code == 0, ended
+        return ended, keytext.parse_key(ended.out)[0].key_id
+
+    def test_it_keeps_the_passphrase_and_nothing_else(self, host: Host, secrets: Path) -> None:
+        ended, key_id = self.generate(host)
+        assert "guarded by its passphrase, which the system's keyring keeps" in ended.err
+        assert json.loads(secrets.read_text()) == {f"spaknock/{key_id}": "horse"}
+        # Nobody can be asked here, so it is the keyring that opens the key.
+        assert host.run("passphrase", "--no-passphrase").code == 0
+        assert identity.load(host.keys / "default.key", None).public.key_id == key_id
+
+    def test_it_forgets_what_is_no_longer_good(self, host: Host, secrets: Path) -> None:
+        self.generate(host)
+        assert host.run("passphrase", "--no-passphrase").code == 0
+        assert json.loads(secrets.read_text()) == {}
+
+    def test_another_passphrase_takes_its_place(self, host: Host, secrets: Path) -> None:
+        _, key_id = self.generate(host)
+        options = ("--new-passphrase-file", "/dev/stdin", "--keyring")
+        assert host.run("passphrase", *options, typed="mule\n").code == 0
+        assert json.loads(secrets.read_text()) == {f"spaknock/{key_id}": "mule"}
+        assert (
+            identity.load(
+                host.keys / "default.key", lambda _: "mule", use_keyring=False
+            ).public.key_id
+            == key_id
+        )
+
+    @pytest.mark.parametrize(
+        ("backend", "said"),
+        [
+            ("keyring.backends.fail.Keyring", "this system offers none"),
+            ("kept_in_a_file.Locked", "the keyring is locked"),
+            ("nothing.of.this.name", "No module named"),
+        ],
+    )
+    @pytest.mark.usefixtures("secrets")
+    def test_without_a_keyring_it_is_asked_for(self, host: Host, backend: str, said: str) -> None:
+        ended, _ = self.generate(host, PYTHON_KEYRING_BACKEND=backend)
+        first, *_ = ended.err.splitlines()
+        assert first.startswith("spa-keys: the keyring cannot be used: ")
+        assert said in first or backend.startswith("nothing")
+        assert first.endswith("; the passphrase will be asked for")
+        assert "guarded by its passphrase." in ended.err
+        assert not identity.is_in_keyring(host.keys / "default.key")
+
+    @pytest.mark.usefixtures("secrets")
+    def test_a_keyring_that_is_gone_when_it_is_needed(self, host: Host) -> None:
+        self.generate(host)
+        gone = {"PYTHON_KEYRING_BACKEND": "keyring.backends.fail.Keyring"}
+        ended = host.run("passphrase", "--no-passphrase", **gone)
+        first, second = ended.err.splitlines()
+        assert first == "spa-keys: the keyring cannot be used: this system offers none"
+        assert "needs its passphrase and there is nobody to ask" in second
+
+    def test_the_package_is_not_there(self, host: Host, tmp_path: Path) -> None:
+        (tmp_path / "keyring.py").write_text("raise ImportError('hidden')")
+        options = ("--passphrase-file", "/dev/stdin", "--keyring")
+        ended = host.run("generate", *options, typed="horse\n", PYTHONPATH=str(tmp_path))
+        assert ended.code == 0
+        assert ended.err.startswith(
+            "spa-keys: the keyring cannot be used: the package keyring is missing; install it: pip "
+        )
+
+    @pytest.mark.usefixtures("secrets")
+    def test_no_passphrase_no_keyring(self, host: Host) -> None:
+        ended = host.run_at_terminal("generate", "--keyring", answers=("\n",))
+        assert ended.code == ExitCode.TROUBLE
+        assert "there is no passphrase that the keyring could keep" in ended.err
+        assert not host.keys.exists()
+
+
+class TestExportAndImport:
+    @pytest.fixture
+    def other(self, tmp_path: Path) -> Host:
+        """Another machine."""
+        (tmp_path / "other").mkdir()
+        return Host(tmp_path / "other")
+
+    @pytest.fixture
+    def config(self, host: Host, other: Host) -> Path:
+        for each in (host, other):
+            each.environment["SPA_CONFIG"] = str(each.directory / "spa" / "config.toml")
+        path = host.directory / "spa" / "config.toml"
+        path.parent.mkdir()
+        path.write_text('key = "default"\n# ü\n')
+        return path
+
+    def export(self, host: Host, *options: str, name: str = "all.spa") -> tuple[Ended, Path]:
+        """With the passphrase `mule`."""
+        path = host.directory / name
+        arguments = ("export", str(path), "--passphrase-file", "/dev/stdin", *options)
+        return host.run(*arguments, typed="mule\n"), path
+
+    def unpack(self, host: Host, path: Path, *options: str, word: str = "mule") -> Ended:
+        arguments = ("import", str(path), "--passphrase-file", "/dev/stdin", *options)
+        return host.run(*arguments, typed=f"{word}\n")
+
+    def test_everything_comes_over_as_it_is(self, host: Host, other: Host, config: Path) -> None:
+        host.generate()
+        host.run("generate", "work", "--passphrase-file", "/dev/stdin", typed="horse\n")
+        ended, path = self.export(host)
+        assert ended.out == f"key default\nkey work\nconfiguration {config}\n"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        unpacked = self.unpack(other, path)
+        assert unpacked.code == 0, unpacked
+        for name in ("default.key", "work.key"):
+            assert (other.keys / name).read_bytes() == (host.keys / name).read_bytes()
+            assert stat.S_IMODE((other.keys / name).stat().st_mode) == 0o600
+        there = other.directory / "spa" / "config.toml"
+        assert there.read_bytes() == config.read_bytes()
+        assert identity.load(other.keys / "work.key", lambda _: "horse")
+        assert unpacked.out.splitlines() == [
+            *(f"{other.keys}/{name}" for name in ("default.key", "work.key")),
+            str(there),
+        ]
+
+    @pytest.mark.usefixtures("config")
+    def test_nothing_of_it_can_be_read(self, host: Host) -> None:
+        host.generate()
+        _, path = self.export(host)
+        secret = (host.keys / "default.key").read_text().splitlines()[-1]
+        assert secret.encode()[:40] not in path.read_bytes()
+        assert b"kdf: argon2id 3 268435456 " in path.read_bytes()
+
+    @pytest.mark.usefixtures("config")
+    def test_a_wrong_passphrase(self, host: Host, other: Host) -> None:
+        host.generate()
+        _, path = self.export(host)
+        assert "wrong passphrase" in self.unpack(other, path, word="horse").trouble()
+        assert not other.keys.exists()
+
+    @pytest.mark.usefixtures("config")
+    def test_it_must_have_a_passphrase(self, host: Host) -> None:
+        host.generate()
+        line = host.run("export", str(host.directory / "x")).trouble(ExitCode.USAGE)
+        assert "there is no terminal to ask for a passphrase" in line
+        ended = host.run_at_terminal("export", str(host.directory / "x"), answers=("\n",))
+        assert "the passphrase is empty" in ended.err
+        assert not (host.directory / "x").exists()
+
+    @pytest.mark.usefixtures("config")
+    def test_some_keys_only(self, host: Host, other: Host) -> None:
+        host.generate()
+        host.generate("work")
+        ended, path = self.export(host, "--key", "work")
+        assert "key default" not in ended.out
+        self.unpack(other, path)
+        assert [file.name for file in other.keys.iterdir()] == ["work.key"]
+
+    @pytest.mark.usefixtures("config")
+    def test_what_is_there_already_stays(self, host: Host, other: Host) -> None:
+        host.generate()
+        _, path = self.export(host)
+        self.unpack(other, path)
+        again = self.unpack(other, path)
+        assert again.code == 0
+        assert again.out.count("was there already") == 2
+
+    @pytest.mark.usefixtures("config")
+    def test_another_key_of_the_same_name_is_not_replaced(self, host: Host, other: Host) -> None:
+        host.generate()
+        host.generate("work")
+        _, path = self.export(host)
+        line = other.generate("work")
+        said = self.unpack(other, path).trouble()
+        assert said == (
+            f"{other.keys}/work.key would be replaced by another; move it away, or give --force"
+        )
+        assert other.run("show", "work").out.strip() == line
+        assert [file.name for file in other.keys.iterdir()] == ["work.key"]
+        assert self.unpack(other, path, "--force").code == 0
+        assert other.run("show", "work").out.strip() != line
+
+    def test_keys_that_are_elsewhere_are_named(self, host: Host, config: Path) -> None:
+        config.write_text('key = "/mnt/usb/a.key"\n[hosts.db1]\nkey = "./b"\n')
+        host.generate()
+        ended, _ = self.export(host)
+        assert "Not in it: the key /mnt/usb/a.key, which the configuration names" in ended.err
+        assert "Not in it: the key ./b, " in ended.err
+
+    def test_without_a_configuration(self, host: Host, other: Host) -> None:
+        host.generate()
+        ended, path = self.export(host, "--config", str(host.directory / "none.toml"))
+        assert ended.out == "key default\n"
+        assert self.unpack(other, path).code == 0
+
+    def test_nothing(self, host: Host) -> None:
+        ended, _ = self.export(host, "--config", str(host.directory / "none.toml"))
+        assert ended.trouble().startswith("there is nothing to export: no key in ")
+
+    @pytest.mark.usefixtures("config")
+    def test_a_damaged_key_is_said(self, host: Host) -> None:
+        host.generate()
+        (host.keys / "torn.key").write_text("spa-private-key 1 client\n")
+        (host.keys / "torn.key").chmod(0o600)
+        ended, path = self.export(host)
+        assert "torn.key is not a whole key file" in ended.trouble()
+        assert not path.exists()
+
+    @pytest.mark.usefixtures("config")
+    def test_it_replaces_no_file(self, host: Host) -> None:
+        host.generate()
+        self.export(host)
+        ended, _ = self.export(host)
+        assert "exists already; choose another name" in ended.trouble()
+
+    @pytest.mark.usefixtures("config")
+    def test_more_than_a_file_can_hold(self, host: Host) -> None:
+        for number in range(3):
+            key = identity.generate("x" * 200)
+            identity.save(key, host.keys / f"k{number}.key", None)
+        (host.directory / "spa" / "config.toml").write_text("# " + 50_000 * "x")
+        ended, path = self.export(host)
+        assert "64 KiB is the most; export fewer keys" in ended.trouble()
+        assert not path.exists()
+
+    @pytest.mark.usefixtures("config")
+    def test_a_key_is_no_export_and_an_export_no_key(self, host: Host) -> None:
+        host.generate()
+        _, path = self.export(host)
+        line = self.unpack(host, host.keys / "default.key").trouble()
+        assert line.endswith("is no export, but the key of a client")
+        path.rename(host.keys / "odd.key")
+        assert "is an export, and no key; unpack it" in host.run("show", "odd").trouble()
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            (b"", "truncated"),
+            (b"{}", "missing required field"),
+            (b'{"config": null, "keys": {}, "more": 1}', "unknown field"),
+            (b'{"config": null, "keys": {"../../evil": "x"}}', "cannot name a key"),
+            (b'{"config": null, "keys": {"a": "spa-private-key 1 client"}}', "lines are missing"),
+            (b'{"config": null, "keys": {"a": "hello"}}', "no private key"),
+        ],
+    )
+    def test_what_is_in_it_is_checked(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, said: str
+    ) -> None:
+        """Even what somebody has sealed with the right passphrase."""
+        cheap = keyfile.Argon2id(1, 8192, bytes(16))
+        monkeypatch.setattr(keyfile.Argon2id, "fresh", lambda: cheap)
+        file = keyfile.seal_file(
+            keyfile.Kind.EXPORT,
+            comment="",
+            public=b"",
+            signing="none",
+            secret=content,
+            passphrase="mule",
+        )
+        (tmp_path / "x").write_bytes(bytes(file))
+        (tmp_path / "x").chmod(0o600)
+        with pytest.raises(identity.KeyFileError, match=f"not a whole key file .*{said}"):
+            transfer.load(tmp_path / "x", lambda _: "mule")
+
+    def test_an_export_in_clear_is_refused(self, tmp_path: Path) -> None:
+        content = bytes(transfer.Export("key = 'x'", {}))
+        file = keyfile.KeyFile(keyfile.Kind.EXPORT, "", b"", "none", None, content)
+        (tmp_path / "x").write_bytes(bytes(file))
+        (tmp_path / "x").chmod(0o600)
+        with pytest.raises(identity.KeyFileError, match="an export without a passphrase"):
+            transfer.load(tmp_path / "x", None)
+
+    @given(
+        config=st.none() | st.text(st.characters(codec="utf-8")),
+        names=st.sets(st.from_regex(r"[a-z][a-z.]{0,10}", fullmatch=True), max_size=3),
+    )
+    def test_what_is_written_parses(self, config: str | None, names: set[str]) -> None:
+        keys = {name: bytes(some_key_file(name)) for name in names}
+        export = transfer.Export(config, keys)
+        assert transfer.Export.parse(bytes(export)) == export
+
+    @given(content=st.binary(max_size=60))
+    def test_no_content_raises_anything_but_torn(self, content: bytes) -> None:
+        with contextlib.suppress(keyfile.Torn):
+            transfer.Export.parse(content)
+
+
+def some_key_file(comment: str) -> keyfile.KeyFile:
+    return keyfile.KeyFile(keyfile.Kind.CLIENT, comment, bytes(65), "here", None, bytes(64))
+
+
 class TestShow:
     def test_the_line_and_the_fingerprint(self, host: Host) -> None:
         line = host.generate("work")
@@ -349,6 +1035,125 @@ class TestEnroll:
             (change,) = registry.changes_since(0)
         user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True)
         assert change.actor == f"{user.stdout.strip()} (sudo by carol)"
+
+
+class TestEnrollFromAList:
+    def line(self, comment: str = "") -> tuple[str, str]:
+        """A key's id and its line."""
+        public = identity.generate().public
+        return public.key_id, keytext.format_key(public, comment)
+
+    def test_everybody_at_once(self, host: Host, tmp_path: Path) -> None:
+        keys = [self.line(f"key {i}") for i in range(4)]
+        (tmp_path / "people").write_text(
+            "# who, in which roles, with which key\n\n"
+            f"alice  dba,oncall  {keys[0][1]}\n"
+            f"alice {keys[1][1]}\r\n"
+            f"  bob dba oncall {keys[2][1]}\n"
+            f"# carol {keys[3][1]}\n"
+            f"backup\t{keys[3][1]}"
+        )
+        ended = host.run(
+            "enroll", "--from", str(tmp_path / "people"), "--role", "all", "--expires", "2199-01-31"
+        )
+        assert (ended.code, ended.err) == (0, "")
+        assert ended.out.splitlines() == [
+            f"{name} may knock with {key_id}, until 2199-01-31T00:00; roles {roles}"
+            for name, (key_id, _), roles in zip(
+                ("alice", "alice", "bob", "backup"),
+                keys,
+                ("all, dba, oncall", "all, dba, oncall", "all, dba, oncall", "all"),
+                strict=True,
+            )
+        ]
+        assert {row["comment"] for row in host.listed()} == {f"key {i}" for i in range(4)}
+
+    def test_from_stdin(self, host: Host) -> None:
+        ended = host.run("enroll", "--from", "-", typed=f"alice {self.line()[1]}")
+        assert (ended.code, len(host.listed())) == (0, 1)
+
+    def test_all_or_nothing(self, host: Host, tmp_path: Path) -> None:
+        good = f"alice {self.line()[1]}\n"
+        torn = self.line()[1][:-20]
+        (tmp_path / "people").write_text(
+            f"{good}bob {torn}\n{self.line()[1]}\na/b {self.line()[1]}\nnothing\n{good}"
+        )
+        said = host.run("enroll", "--from", str(tmp_path / "people")).trouble()
+        assert said.startswith(f"{tmp_path}/people: line 2: the key line is not whole")
+        assert said.endswith("also wrong: 3, 4, 5, 6")
+        assert not host.database.exists()
+
+    @pytest.mark.parametrize(
+        ("written", "said"),
+        [
+            ("KEY", "line 1: nobody is named; write the identity, its roles and then the key"),
+            ("alice a/b KEY", "line 1: 'a/b' cannot name a role"),
+            ("alice KEY\nbob KEY", "line 2: the same key as in line 1"),
+            ("alice dba", "line 1: not a key line; expected 'spa-key <base64> comment'"),
+            ("alice ssh-ed25519 AAAAC3Nz alice", "line 1: an SSH key alone cannot knock"),
+            ("# nothing", "holds no key line; expected lines like 'spa-key ...'"),
+        ],
+    )
+    def test_a_line_that_will_not_do(self, host: Host, written: str, said: str) -> None:
+        typed = written.replace("KEY", self.line()[1])
+        line = host.run("enroll", "--from", "-", typed=typed).trouble()
+        assert line.startswith("stdin")
+        assert said in line
+        assert not host.database.exists()
+
+    def test_what_the_registry_refuses_names_its_line(self, host: Host) -> None:
+        key_id, taken = self.line()
+        host.enroll("alice", line=taken)
+        typed = f"carol dba {self.line()[1]}\n\nbob {taken}\n"
+        line = host.run("enroll", "--from", "-", typed=typed).trouble(ExitCode.REFUSED)
+        assert line.startswith(f"stdin: line 3: key {key_id} is enrolled for alice already")
+        assert [row["identity"] for row in host.listed()] == ["alice"]
+
+    def test_from_authorized_keys(self, host: Host, tmp_path: Path) -> None:
+        key_id, line = self.line("alice@laptop")
+        other, more = self.line("alice@phone")
+        ssh = 'from="10.0.0.0/8",no-pty ssh-rsa AAAAB3NzaC1yc2E alice@laptop'
+        (tmp_path / "authorized_keys").write_text(
+            f"# {line}\n{ssh}\n#and {line}\nssh-ed25519 AAAAC3NzaC1 a spa-key here\ndba {more}\n"
+        )
+        ended = host.run("enroll", "alice", "--from", str(tmp_path / "authorized_keys"))
+        assert ended.code == 0, ended
+        assert {str(row["key"]) for row in host.listed()} == {key_id, other}
+        assert host.listed()[0]["roles"] == ["dba"]
+        assert ended.err == "Passed over: 2 SSH keys, which alone cannot knock.\n"
+
+    def test_only_ssh_keys(self, host: Host) -> None:
+        typed = "ssh-ed25519 AAAAC3NzaC1 alice@laptop\n"
+        line = host.run("enroll", "alice", "--from", "-", typed=typed).trouble()
+        assert line.startswith("stdin holds an SSH key, which alone cannot knock; its owner runs")
+        assert not host.database.exists()
+
+    def test_a_private_key_by_mistake(self, host: Host) -> None:
+        host.generate()
+        line = host.run("enroll", "alice", "--from", str(host.keys / "default.key")).trouble()
+        assert "is a private key, which stays with its owner" in line
+
+    def test_too_large(self, host: Host) -> None:
+        with tempfile.NamedTemporaryFile() as file:
+            file.truncate(17 * 2**20)
+            line = host.run("enroll", "--from", file.name).trouble()
+        assert "is larger than 16384 KiB" in line
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("alice", "--from", "-", "--key-file", "x"), "--from takes the place of --key"),
+            (("--key-file", "x"), "missing argument 'IDENTITY', or a list by --from"),
+        ],
+    )
+    def test_contradictions(self, host: Host, arguments: tuple[str, ...], said: str) -> None:
+        assert said in host.run("enroll", *arguments).trouble(ExitCode.USAGE)
+
+    def test_a_thousand(self, host: Host) -> None:
+        typed = "".join(f"job{i % 100} batch {self.line()[1]}\n" for i in range(1000))
+        ended = host.run("enroll", "--from", "-", typed=typed)
+        assert (ended.code, ended.out.count("\n")) == (0, 1000)
+        assert len(host.listed()) == 1000
 
 
 class TestList:
@@ -666,7 +1471,7 @@ class TestUsage:
                 if isinstance(parameter, click.Option):
                     assert parameter.help, f"{name} {parameter.name}"
                 if isinstance(parameter, click.Option) and isinstance(parameter.type, click.Path):
-                    assert parameter.envvar or parameter.name == "key_file"
+                    assert parameter.envvar or parameter.name in NAMED_EACH_TIME
 
     def test_a_traceback_when_it_is_asked_for(self, host: Host) -> None:
         ended = host.run("show", SPA_DEBUG="1")

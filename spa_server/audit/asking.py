@@ -100,8 +100,19 @@ _WORDS: Final = {
     "count": "{} of them",
     "ambiguous": "one of {}",
     "by_s": "by {} s",
+    "duration_s": "after {} s",
+    "bytes_in": "{} bytes in",
+    "bytes_out": "{} bytes out",
 }
-_FOR_MACHINES: Final = {"source_port", "seen_from"}
+_FOR_MACHINES: Final = {
+    "source_port",
+    "seen_from",
+    "permitted_at_us",
+    "packets_in",
+    "packets_out",
+    "port",
+    "grants",
+}
 
 
 def _details(detail: dict[str, Any]) -> Iterator[str]:

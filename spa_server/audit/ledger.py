@@ -26,6 +26,9 @@ from spa_server.audit.record import Event, Record
 from spa_server.grants import Grant
 from spa_server.replay import Burn
 
+Observer = Callable[[Sequence[Record], int], None]
+"""Is told of lines that were just written, and the number of the first; 0 for denials."""
+
 MAX_WAITING: Final = 10_000
 _SEEN_AGAIN_US: Final = 60_000_000
 _TRUE_ONLY_IF_COMMITTED: Final = {
@@ -92,6 +95,7 @@ class Ledger:
         self._unrecorded = unrecorded
         self._boot_id = boot_id
         self._denials = denials
+        self.observers: list[Observer] = []
         self._waiting = Batch()
         self._lost = 0
         self._seen_at_us: dict[str, int] = {}
@@ -134,6 +138,7 @@ class Ledger:
             self._keep_waiting(batch)
             raise
         self._waiting, self._lost = Batch(), 0
+        self._tell(whole.records, self._head.event_id - len(whole.records) + 1)
         if not self._inherited_us:
             self._unrecorded.unlink(missing_ok=True)
 
@@ -153,7 +158,13 @@ class Ledger:
         if not apart:
             return records
         denials.add(apart, now_us)
+        self._tell(apart, 0)
         return [record for record in records if not is_denial(record)]
+
+    def _tell(self, records: Sequence[Record], first_id: int) -> None:
+        if records:
+            for observer in self.observers:
+                observer(records, first_id)
 
     def _with_waiting(self, batch: Batch, now_us: int) -> Batch:
         waiting = self._waiting

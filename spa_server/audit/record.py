@@ -14,6 +14,8 @@ class Event(StrEnum):
     CLOSE_ASKED = "close.asked"
     JOIN_ACCEPTED = "join.accepted"
     JOIN_REFUSED = "join.refused"
+    JOIN_PENDING = "join.pending"
+    INVITE_ALARM = "invite.alarm"
     HOLE_OPENED = "hole.opened"
     HOLE_RENEWED = "hole.renewed"
     HOLE_USED = "hole.used"

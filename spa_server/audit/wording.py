@@ -1,6 +1,7 @@
 """Records of what the daemon did: each leads back to hole, knock, key, person and rule."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -13,6 +14,8 @@ from spa_server.doorkeeper import Verdict
 from spa_server.grants import Grant
 from spa_server.policy.decide import Decision
 from spa_server.ruling import Owner, Ruling
+
+_OPEN: Final = {Event.HOLE_OPENED, Event.HOLE_RENEWED}
 
 
 def texts(accesses: Sequence[Access]) -> str | None:
@@ -53,9 +56,16 @@ def further(reason: str, key_id: str, source: str, count: int, now_us: int) -> R
 
 
 def ruled(
-    owner: Owner, ruling: Ruling, grants: Sequence[Grant], datagram: Datagram, now_us: int
+    owner: Owner,
+    ruling: Ruling,
+    grants: Sequence[Grant],
+    datagram: Datagram,
+    now_us: int,
+    *,
+    renews: Callable[[Grant], bool],
 ) -> list[Record]:
-    """A knock that was ruled on: a line for each access refused, and for each hole that opens."""
+    """A knock that was ruled on: a line for each access refused, and for each hole that opens, or
+    that the same key has open already."""
     records = [
         _refused(owner, ruling, access, decision, now_us)
         for access, decision in ruling.decisions
@@ -66,7 +76,10 @@ def ruled(
         seen = {"seen_from": text_of(datagram.source), "source_port": datagram.source_port}
         accepted = about(Event.KNOCK_ACCEPTED, owner, ruling, now_us, access=asked, detail=seen)
         records.append(accepted)
-    return records + [granted(Event.HOLE_OPENED, grant, now_us) for grant in grants]
+    events = (Event.HOLE_RENEWED if renews(grant) else Event.HOLE_OPENED for grant in grants)
+    return records + [
+        granted(event, grant, now_us) for event, grant in zip(events, grants, strict=True)
+    ]
 
 
 def _refused(
@@ -136,7 +149,7 @@ def granted(event: Event, grant: Grant, now_us: int, reason: str | None = None) 
         reason=reason,
         rule=grant.rule,
         grant_id=grant.grant_id,
-        detail={"lifetime_s": lifetime_s} if event is Event.HOLE_OPENED else {},
+        detail={"lifetime_s": lifetime_s} if event in _OPEN else {},
     )
 
 

@@ -65,6 +65,7 @@ def gate_apply(path: Path | None, confirm_within: float | None, closed_on_error:
     To go from there to 'enforce', and back, change the file and run this again.
     """
     from spa_server import sessions, trial
+    from spa_server.firewall import accounting
     from spa_server.firewall.kernel import Gate
     from spa_server.gatehouse import Gatehouse
 
@@ -87,6 +88,8 @@ def gate_apply(path: Path | None, confirm_within: float | None, closed_on_error:
     if confirm_within is not None:
         note(f"It is undone in {confirm_within:g} s unless you run: {PROGRAM} gate confirm")
     _say_observed(in_force)
+    for sentence in accounting.switch_on():
+        note(f"{sentence[:1].upper()}{sentence[1:]}.")
     if problem is not None:
         raise problem
 

@@ -122,7 +122,9 @@ class _Reader(Fields):
 
     def limits(self, value: object, where: str) -> Limits:
         limits = convert(value, LimitsTable, self.path, where)
-        return Limits(limits.max_open, limits.knocks_per_minute)
+        age = limits.max_key_age
+        age_s = None if age is None else self.lifetime(age, f"{where}.max_key_age")
+        return Limits(limits.max_open, limits.knocks_per_minute, age_s)
 
     def _allow(self, where: str, role: str, value: object, role_expires_at_us: int | None) -> Allow:
         allow = convert(value, AllowTable, self.path, where)

@@ -66,13 +66,20 @@ class Sources:
 class Limits:
     """How much one identity may have; None is no limit.
 
-    `max_open` counts holes that are open at once, `knocks_per_minute` knocks for this host.
+    `max_open` counts holes that are open at once, `knocks_per_minute` knocks for this host,
+    `max_key_age_s` seconds since a key was enrolled.
     """
 
     max_open: int | None = None
     knocks_per_minute: int | None = None
+    max_key_age_s: int | None = None
 
     def __bool__(self) -> bool:
+        return self.counts or self.max_key_age_s is not None
+
+    @property
+    def counts(self) -> bool:
+        """Whether somebody has to count what an identity has and does."""
         return self.max_open is not None or self.knocks_per_minute is not None
 
 
@@ -200,7 +207,13 @@ class Policy:
     @cached_property
     def has_limits(self) -> bool:
         """Whether anybody's use is limited at all."""
-        return bool(self.limits) or any(role.limits for role in self.roles.values())
+        return self.limits.counts or any(role.limits.counts for role in self.roles.values())
+
+    @cached_property
+    def ages_keys(self) -> bool:
+        """Whether anybody's keys end by their age."""
+        limits = (self.limits, *(role.limits for role in self.roles.values()))
+        return any(each.max_key_age_s is not None for each in limits)
 
     def reviews_due(self, today: date) -> list[tuple[str, int, date]]:
         """What should have been reviewed by now: key path, line, and the day that was set."""
@@ -217,7 +230,9 @@ class Policy:
         own = [self.roles[name].limits for name in roles if name in self.roles]
         max_open = [each.max_open for each in own if each.max_open is not None]
         knocks = [each.knocks_per_minute for each in own if each.knocks_per_minute is not None]
+        ages = [each.max_key_age_s for each in own if each.max_key_age_s is not None]
         return Limits(
             max(max_open, default=self.limits.max_open),
             max(knocks, default=self.limits.knocks_per_minute),
+            max(ages, default=self.limits.max_key_age_s),
         )

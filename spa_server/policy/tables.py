@@ -19,6 +19,7 @@ class LimitsTable(msgspec.Struct, forbid_unknown_fields=True):
 
     max_open: _Count | None = None
     knocks_per_minute: _Count | None = None
+    max_key_age: str | None = None
 
 
 class AllowTable(msgspec.Struct, forbid_unknown_fields=True, rename={"sources": "from"}):

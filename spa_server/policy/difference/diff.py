@@ -288,6 +288,7 @@ def _order(change: Change) -> tuple[object, ...]:
 def _limit_pairs(before: Limits, after: Limits) -> Iterable[tuple[float, float]]:
     yield _number(before.max_open), _number(after.max_open)
     yield _number(before.knocks_per_minute), _number(after.knocks_per_minute)
+    yield _number(before.max_key_age_s), _number(after.max_key_age_s)
 
 
 def _number(limit: int | None) -> float:

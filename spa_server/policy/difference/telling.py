@@ -29,7 +29,11 @@ _MORE_OR_LESS: Final = {
     frozenset({True, False}): "more for some, less for others",
 }
 _ASPECTS: Final = (Aspect.ONCE, Aspect.SESSIONS, Aspect.LIFETIME, Aspect.MAX_LIFETIME)
-_LIMITS: Final = (("max_open", "holes at once"), ("knocks_per_minute", "knocks a minute"))
+_LIMITS: Final = (
+    ("max_open", "holes at once"),
+    ("knocks_per_minute", "knocks a minute"),
+    ("max_key_age_s", "seconds of a key's age"),
+)
 
 
 class Teller:

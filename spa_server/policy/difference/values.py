@@ -12,7 +12,7 @@ from spa_server.policy.difference.telling import services_named
 from spa_server.policy.difference.words import timed_rules
 from spa_server.policy.model import Limits, Policy
 
-_LIMITS: Final = ("max_open", "knocks_per_minute")
+_LIMITS: Final = ("max_open", "knocks_per_minute", "max_key_age_s")
 
 
 def difference_values(old: Policy, new: Policy, difference: Difference) -> dict[str, Any]:

@@ -25,7 +25,7 @@ The fields, which keep their names:
     always_open                      rule and line by which no knock is needed, or null
     shared_source                    the network behind which many stand, or null
     reviews_due                      rule, line, review_by
-    limits                           max_open, knocks_per_minute: a number or null
+    limits                           max_open, knocks_per_minute, max_key_age_s: a number or null
 """
 
 from collections.abc import Mapping
@@ -86,6 +86,7 @@ def as_fields(explained: Explanation, who: str, path: Path) -> Mapping[str, Any]
         "limits": {
             "max_open": explained.limits.max_open,
             "knocks_per_minute": explained.limits.knocks_per_minute,
+            "max_key_age_s": explained.limits.max_key_age_s,
         },
     }
 

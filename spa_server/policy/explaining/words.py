@@ -186,5 +186,6 @@ def _limits(limits: Limits) -> str:
     parts = [
         f"at most {limits.max_open} holes at once" if limits.max_open is not None else "",
         f"{limits.knocks_per_minute} knocks a minute" if limits.knocks_per_minute else "",
+        f"keys of {limits.max_key_age_s // 86_400} days" if limits.max_key_age_s else "",
     ]
     return " and ".join(filter(None, parts))

@@ -27,7 +27,7 @@ _USES: Final = """
         sum(distinct 1 << (e.at_us / 3600000000 % 24)),
         sum(distinct 1 << ((e.at_us / 86400000000 + 3) % 7))
     from event e left join hole_grant g on g.grant_id = e.grant_id
-    where e.event in ('hole.opened', 'connection.permitted') and e.at_us >= ?
+    where e.event in ('hole.opened', 'hole.renewed', 'connection.permitted') and e.at_us >= ?
     group by 4, 2, 5, 1, 3, 6, 7, 8, 9"""
 _NAMELESS: Final = """
     select access, source, sum(coalesce(json_extract(detail, '$.further'), 1)), max(at_us)
@@ -44,7 +44,8 @@ _PERIOD: Final = """
             where event = 'records.lost' and at_us >= :since)"""
 _LAST_USED: Final = """
     select access, max(at_us) from event
-    where event in ('hole.opened', 'connection.permitted') and at_us >= ? group by 1"""
+    where event in ('hole.opened', 'hole.renewed', 'connection.permitted') and at_us >= ?
+    group by 1"""
 
 
 @dataclass(frozen=True, slots=True)

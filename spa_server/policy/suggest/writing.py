@@ -159,6 +159,8 @@ def _limits(where: str, limits: Limits) -> list[str]:
     for name in ("max_open", "knocks_per_minute"):
         value = getattr(limits, name)
         lines += [] if value is None else [f"{name} = {value}"]
+    if limits.max_key_age_s is not None:
+        lines.append(f'max_key_age = "{limits.max_key_age_s}s"')
     return [*lines, ""]
 
 

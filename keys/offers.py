@@ -1,0 +1,47 @@
+"""What the shell offers for the arguments of `spa-keys` and `spa-server`, as far as it may look.
+
+The registry belongs to the daemon's user: who may not read it is offered nothing.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from keys import places
+from keys.completion import offering
+from keys.registry import opened
+
+
+def _database(ctx: click.Context) -> Path:
+    return Path(ctx.params.get("database") or places.DATABASE)
+
+
+@offering
+def identities(ctx: click.Context) -> Iterator[str]:
+    """Everybody in the registry."""
+    with opened(_database(ctx), read_only=True) as registry:
+        yield from sorted(registry.identities())
+
+
+@offering
+def roles(ctx: click.Context) -> Iterator[str]:
+    """Every role that somebody has."""
+    with opened(_database(ctx), read_only=True) as registry:
+        yield from sorted(set().union(*registry.identities().values()))
+
+
+@offering
+def identities_and_keys(ctx: click.Context) -> Iterator[str]:
+    """Everybody in the registry, and the id of each key that is not revoked."""
+    with opened(_database(ctx), read_only=True) as registry:
+        yield from sorted(registry.identities())
+        enrolled = registry.keys()
+    yield from (key.key_id for key in enrolled if key.revoked_at_us is None)
+
+
+@offering
+def key_files(ctx: click.Context) -> Iterator[str]:
+    """The private keys in the keys directory, by name."""
+    directory = ctx.params.get("directory") or places.keys_directory()
+    yield from sorted(path.stem for path in Path(directory).glob("*.key"))

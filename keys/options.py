@@ -1,0 +1,148 @@
+"""What the commands of `spa-keys` have in common: options, and what they read and say."""
+
+import os
+import time
+from collections.abc import Callable
+from functools import reduce
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from keys import offers, places
+from keys.console import Parsed, note
+from keys.names import identity_name, key_name, role_name
+from keys.newkey import user_name
+from keys.poke import poke
+from keys.text import clean_comment
+from keys.when import BadTime, parse_expiry
+
+PROGRAM: Final = "spa-keys"
+
+IDENTITY: Final = Parsed("identity", identity_name, offers.identities)
+ROLE: Final = Parsed("role", role_name, offers.roles)
+NAME: Final = Parsed("name", key_name, offers.key_files)
+PATH: Final = click.Path(path_type=Path, readable=False)
+PATH_OR_STDIN: Final = click.Path(path_type=Path, readable=False, allow_dash=True)
+
+directory_option: Final = click.option(
+    "--directory",
+    type=PATH,
+    envvar="SPA_KEYS_DIR",
+    default=places.keys_directory,
+    show_default="~/.config/spa/keys",
+    show_envvar=True,
+    help="Where your private keys are.",
+)
+database_option: Final = click.option(
+    "--database",
+    type=PATH,
+    envvar="SPA_DATABASE",
+    default=places.DATABASE,
+    show_default=True,
+    show_envvar=True,
+    help="The registry's file.",
+)
+config_option: Final = click.option(
+    "--config",
+    type=PATH,
+    envvar="SPA_CONFIG",
+    default=lambda: places.configuration_directory() / "config.toml",
+    show_default="~/.config/spa/config.toml",
+    show_envvar=True,
+    help="The configuration of spa-client.",
+)
+passphrase_file_option: Final = click.option(
+    "--passphrase-file",
+    type=PATH,
+    envvar="SPA_PASSPHRASE_FILE",
+    show_envvar=True,
+    help="Take the passphrase from the first line of this private file, or of a pipe.",
+)
+wants_passphrase_option: Final = click.option(
+    "--passphrase/--no-passphrase",
+    "wants_passphrase",
+    default=None,
+    help="Insist on a passphrase, or on none.  [default: ask, and take an empty answer for none]",
+)
+keyring_option: Final = click.option(
+    "--keyring",
+    "wants_keyring",
+    is_flag=True,
+    help="Keep the passphrase in this system's keyring, so that nobody is asked for it.",
+)
+_NEW_KEY: Final = (
+    click.option("--comment", help="What the key is called in lists.  [default: user@host]"),
+    click.option(
+        "--ssh",
+        type=PATH_OR_STDIN,
+        metavar="FILE.pub",
+        help="Sign with this SSH key, which stays in ssh-agent: Ed25519, also on a security key.",
+    ),
+    click.option(
+        "--agent",
+        "from_agent",
+        is_flag=True,
+        help="Sign with the key that ssh-agent holds; where it holds several, choose one.",
+    ),
+    wants_passphrase_option,
+    passphrase_file_option,
+    keyring_option,
+    directory_option,
+)
+
+
+def new_key_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What can be said of a key that is to be made: the fields of `newkey.Wanted`."""
+    return reduce(lambda made, option: option(made), reversed(_NEW_KEY), command)
+
+
+control_option: Final = click.option(
+    "--control",
+    type=PATH,
+    envvar="SPA_CONTROL",
+    default=places.CONTROL_SOCKET,
+    show_default=True,
+    show_envvar=True,
+    help="The socket of the daemon, which is told at once.",
+)
+as_json_option: Final = click.option(
+    "--json", "as_json", is_flag=True, help="For programs: times in UTC, all fields."
+)
+
+
+def now_us() -> int:
+    """Microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+def expiry(text: str | None, now_us: int) -> int | None:
+    """The moment that --expires names; None where it is not given. Raises BadParameter."""
+    try:
+        return None if text is None else parse_expiry(text, now_us)
+    except BadTime as bad:
+        raise click.BadParameter(str(bad), param_hint="'--expires'") from None
+
+
+def actor() -> str:
+    """Who changes the registry, for its record."""
+    behind = os.environ.get("SUDO_USER", "")
+    return clean_comment(f"{user_name()} (sudo by {behind})" if behind else user_name())
+
+
+def tell(line: str) -> None:
+    """What a person has to know or do before a command can go on, on stderr."""
+    note(f"{PROGRAM}: {line}")
+
+
+def tell_daemon(control: Path) -> bool:
+    """Whether a daemon runs. One that could not be told notices by itself, a little later."""
+    poked = poke(control)
+    if poked.problem:
+        note(f"The daemon could not be told at once ({poked.problem}); it will notice by itself.")
+    return poked.is_running
+
+
+def roles_in_words(roles: frozenset[str]) -> str:
+    """What an identity has."""
+    return f"roles {', '.join(sorted(roles))}" if roles else "no role, so nothing is allowed"

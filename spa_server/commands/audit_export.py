@@ -1,0 +1,130 @@
+"""`spa-server audit export`: the record for other programs."""
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from keys import schema
+from keys.console import Parsed, note
+from keys.when import parse_duration, parse_moment
+from spa_protocol.access import Access
+from spa_protocol.layout import Address
+from spa_server import clock
+from spa_server.commands.common import ACCESS, ADDRESS, PATH, explained
+from spa_server.config import load_config
+
+
+def _back(text: str) -> int:
+    """A duration back from now, or a moment."""
+    now_us = clock.now_us()
+    try:
+        return now_us - round(parse_duration(text) * 1_000_000)
+    except ValueError:
+        return parse_moment(text, now_us)
+
+
+MOMENT = Parsed("moment", _back)
+
+
+@click.command("export")
+@click.option(
+    "--format", "form", type=click.Choice(["jsonl", "csv", "ocsf"]), default="jsonl",
+    show_default=True, help="JSON lines, a table for spreadsheets, or events of OCSF 1.5.",
+)  # fmt: skip
+@click.option("--since", type=MOMENT, help="From when on: 30d, 2026-11-24T09:00.")
+@click.option("--until", type=MOMENT, help="Up to when: 1d, 2026-11-24T09:00.")
+@click.option("--identity", help="Only this person's.")
+@click.option("--event", help="Only this event (hole.opened) or group of events (knock).")
+@click.option("--source", type=ADDRESS, help="Only from this address.")
+@click.option("--access", type=ACCESS, help="Only to this protocol and port.")
+@click.option("--denied", is_flag=True, help="Only what was refused or denied.")
+@click.option("--out", type=PATH, metavar="FILE", help="Where to; made anew, readable by you only.")
+@click.pass_obj
+def export(
+    path: Path | None,
+    form: str,
+    since: int | None,
+    until: int | None,
+    identity: str | None,
+    event: str | None,
+    source: Address | None,
+    access: Access | None,
+    denied: bool,
+    out: Path | None,
+) -> None:
+    """Writes the record, and the denials beside it, for other programs; oldest first.
+
+    jsonl has every column as docs/record.md names them, with the digests. csv is safe to open in a
+    spreadsheet: what would be a formula stands behind an apostrophe. ocsf has knocks, joins and
+    holes as Authentication (3002) and connections as Network Activity (4001); other lines have no
+    class there and are left out.
+
+    \b
+    Examples:
+      spa-server audit export --since 30d > november.jsonl
+      spa-server audit export --format csv --denied --since 1d --out denied.csv
+      spa-server audit export --format ocsf --identity alice | curl --data-binary @- ...
+    """
+    from spa_server.audit import asking, denials
+    from spa_server.audit.export import Format, Line, lines, written
+
+    config = load_config(path)
+    wanted = asking.Filter(
+        since_us=since,
+        identity=identity,
+        event=event,
+        source=str(source) if source else None,
+        access=str(access) if access else None,
+        denied=denied,
+    )
+    read = kept = 0
+
+    def counted(found: Iterator[Line]) -> Iterator[Line]:
+        nonlocal read
+        for line in found:
+            read += 1
+            yield line
+
+    apart = denials.beside(config.database)
+    with ExitStack() as stack:
+        stack.enter_context(explained(config.database))
+        record = stack.enter_context(closing(schema.connect(config.database, read_only=True)))
+        beside = None
+        if apart.exists():
+            stack.enter_context(explained(apart))
+            beside = stack.enter_context(closing(schema.connect(apart, read_only=True)))
+        found = counted(lines(record, wanted, until_us=until, denials=beside))
+        file = stack.enter_context(_output(out))
+        for text in written(Format(form), found):
+            file.write(text)
+            kept += 1
+    kept -= int(form == "csv")
+    if out is not None or kept != read:
+        left_out = f"; {read - kept} left out, which are of no such class" if kept != read else ""
+        note(f"{kept} lines{left_out}.")
+
+
+@contextmanager
+def _output(out: Path | None) -> Iterator[IO[Any]]:
+    """Stdout; or the file, which is there whole or not at all."""
+    if out is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")
+        yield sys.stdout
+        return
+    beginning = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(beginning, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w", encoding="utf-8", newline="") as file:  # noqa: PTH123 - a descriptor
+            yield file
+        beginning.replace(out)
+    except BaseException:
+        with suppress(OSError):
+            beginning.unlink()
+        raise

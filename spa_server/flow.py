@@ -1,0 +1,48 @@
+"""A flow: the five-tuple by which the gate's log, conntrack and the record name a connection."""
+
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
+
+from spa_protocol.access import Protocol
+from spa_protocol.layout import Address
+
+_IPV4 = struct.Struct(">B8xB2x4s4s")
+_IPV6 = struct.Struct(">6xBx16s16s")
+_PORTS = struct.Struct(">HH")
+_OTHERS: Final = {33: "dccp", 136: "udplite"}
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """The five-tuple of a packet. `protocol` is its IANA number."""
+
+    source: Address
+    source_port: int
+    target: Address
+    protocol: int
+    port: int
+
+    @property
+    def access(self) -> str:
+        """tcp/22, as the record writes it."""
+        label = _OTHERS.get(self.protocol) or Protocol(self.protocol).label
+        return f"{label}/{self.port}"
+
+
+def parse_flow(packet: bytes) -> Flow | None:
+    """The flow that a packet belongs to, from its first bytes: the log cuts a packet short."""
+    try:
+        if packet[0] >> 4 == 4:
+            first, protocol, source, target = _IPV4.unpack_from(packet)
+            ends: tuple[Address, Address] = IPv4Address(source), IPv4Address(target)
+            ports_at = (first & 0x0F) * 4
+        else:
+            protocol, source6, target6 = _IPV6.unpack_from(packet)
+            ends, ports_at = (IPv6Address(source6), IPv6Address(target6)), 40
+        source_port, port = _PORTS.unpack_from(packet, ports_at)
+    except (IndexError, struct.error):
+        return None
+    known = protocol in set(Protocol) or protocol in _OTHERS
+    return Flow(ends[0], source_port, ends[1], protocol, port) if known else None
