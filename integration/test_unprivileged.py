@@ -89,7 +89,7 @@ class Scene:
 def scene() -> Iterator[Scene]:
     if shutil.which("setpriv") is None:
         pytest.skip("setpriv is not installed")
-    with Lab() as lab, tempfile.TemporaryDirectory(prefix="spa-unprivileged") as directory:
+    with tempfile.TemporaryDirectory(prefix="spa-unprivileged") as directory, Lab() as lab:
         server, client = lab.host("server"), lab.host("client")
         prefix = (*passage(lab), *AS_THE_DAEMON)
         site = Site(lab, server, directory=Path(directory))
