@@ -436,6 +436,11 @@ def answering(lab: Lab) -> Iterator[tuple[Host, Host, AnswerSocket]]:
 Answering = tuple[Host, Host, AnswerSocket]
 
 
+def asked(ours: Address, theirs: Address, port: int, interface: int = 0) -> Datagram:
+    """What an answer goes back to."""
+    return Datagram(b"", theirs, port, ours, PORT, "udp", 0, interface)
+
+
 class TestAnswer:
     @pytest.mark.parametrize("source", ["10.77.1.1", "10.77.1.100", "fd77:1::1", "fd77:1::100"])
     def test_an_answer_comes_from_where_the_knock_went(
@@ -447,8 +452,8 @@ class TestAnswer:
         with sending(client, socket.AF_INET if address.version == 4 else socket.AF_INET6) as asking:
             asking.settimeout(1)
             asking.bind((str(own), 0))
-            destination = (own, asking.getsockname()[1])
-            assert answers.send(b"yes", source=address, destination=destination) is None
+            request = asked(address, own, asking.getsockname()[1])
+            assert answers.send(b"yes", request) is None
             payload, sender = asking.recvfrom(100)
         assert (payload, ip_address(sender[0]), sender[1]) == (b"yes", address, PORT)
 
@@ -460,11 +465,8 @@ class TestAnswer:
         with sending(client, socket.AF_INET6) as asking:
             asking.settimeout(1)
             asking.bind(("::", 0))
-            destination = (theirs, asking.getsockname()[1])
-            assert (
-                answers.send(b"yes", source=ours, destination=destination, interface=interface)
-                is None
-            )
+            request = asked(ours, theirs, asking.getsockname()[1], interface)
+            assert answers.send(b"yes", request) is None
             payload, sender = asking.recvfrom(100)
         assert (payload, IPv6Address(sender[0].partition("%")[0])) == (b"yes", ours)
 
@@ -513,9 +515,9 @@ class TestAnswer:
             (server.v4, client.v6),
         ]
         for source, target in cases:
-            error = answers.send(b"no", source=source, destination=(target, 9))
+            error = answers.send(b"no", asked(source, target, 9))
             assert isinstance(error, OSError), (source, target)
-        assert answers.send(b"yes", source=server.v4, destination=(client.v4, 9)) is None
+        assert answers.send(b"yes", asked(server.v4, client.v4, 9)) is None
 
 
 def link_local(host: Host) -> IPv6Address:

@@ -8,7 +8,7 @@ from typing import Final
 import click
 
 from keys import invite as invites
-from keys import invite_commands, key_commands, keyline, listing, transfer_commands
+from keys import invite_commands, key_commands, keyline, listing, offers, transfer_commands
 from keys.console import Parsed, Program, note, print_json, printable, say
 from keys.keyline import BadLine, Entry, KeyList
 from keys.options import (
@@ -96,6 +96,7 @@ for _command in (
 @click.option(
     "--replaces",
     metavar="KEY",
+    shell_complete=offers.identities_and_keys,
     help="The key that this one takes the place of: it ends when this one is first used.",
 )
 @click.option(
@@ -164,6 +165,9 @@ def list_keys(
 ) -> None:
     """Lists the enrolled keys: whose, in which roles, until when, and when last seen.
 
+    Of a key that is being replaced, by which; both are good until the new one is first used, or
+    until the old one expires.
+
     Or the invites: for whom, in which roles, until when, and which key was enrolled by them.
     """
     at_us = now_us()
@@ -173,12 +177,13 @@ def list_keys(
     with opened(database, read_only=True) as registry:
         keys = registry.keys() if name is None else registry.keys_of(name)
         roles = registry.identities()
+        replacements = registry.replacements()
         broken = registry.broken() if name is None else []
     shown = [key for key in keys if with_revoked or key.revoked_at_us is None]
     if as_json:
-        print_json(listing.as_json(shown, roles, at_us))
+        print_json(listing.as_json(shown, roles, replacements, at_us))
     elif shown:
-        click.echo(listing.as_table(shown, roles, at_us))
+        click.echo(listing.as_table(shown, roles, replacements, at_us))
     else:
         note("No key is enrolled." if not keys else "No key but revoked ones; see --all.")
     for row in broken:
@@ -190,7 +195,7 @@ def list_keys(
     "  spa-keys revoke alice\n"
     "  spa-keys revoke mfrggz      the one key whose id begins so"
 )
-@click.argument("name", metavar="IDENTITY|KEY")
+@click.argument("name", metavar="IDENTITY|KEY", shell_complete=offers.identities_and_keys)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @database_option
 @control_option

@@ -94,6 +94,19 @@ class Program(click.Group):
 
         return sys.exit(self._guard(run)) if standalone_mode else run()
 
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Reads the arguments, and prints the help that they ask for."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except BrokenPipeError:
+            raise _ClosedPipe from None
+
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command and flushes what it printed, while a closed pipe can still be told.
 
@@ -109,6 +122,7 @@ class Program(click.Group):
         return result
 
     def _guard(self, run: Callable[[], Any]) -> int:
+        _open_what_is_closed()
         _escape_what_cannot_be_encoded()
         try:
             result = run()
@@ -116,7 +130,9 @@ class Program(click.Group):
             _drop_output()
             return ExitCode.CLOSED_PIPE
         except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:
-            return _report(self.name, _only_leaf(error))
+            code = _report(self.name, _only_leaf(error))
+            _flush_or_drop()
+            return code
         return result if isinstance(result, int) else ExitCode.FINE
 
 
@@ -170,8 +186,13 @@ def diagnose(error: BaseException) -> Trouble:
 def of_os_error(error: OSError) -> Trouble:
     """What the system refused, and for which file."""
     what = (error.strerror or str(error) or type(error).__name__).lower()
-    where = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
-    return Trouble(": ".join([" -> ".join(where), what] if where else [what]))
+    names = [name for name in (error.filename, error.filename2) if name is not None]
+    where = [os.fsdecode(name) if isinstance(name, str | bytes) else str(name) for name in names]
+    if not where:
+        return Trouble(what)
+    is_denied = isinstance(error, PermissionError)
+    hint = "run this as its owner" if is_denied else "name the file that you mean"
+    return Trouble(f"{' -> '.join(where)}: {what}", hint)
 
 
 def _only_leaf(error: BaseException) -> BaseException:
@@ -187,11 +208,31 @@ def _as_ours(message: str) -> str:
     return "; ".join(sentence[:1].lower() + sentence[1:] for sentence in sentences)
 
 
+def _open_what_is_closed() -> None:
+    """Whoever started this program may have closed a standard stream (`>&-`).
+
+    Its number must not go to the next file or connection that is opened: what is meant for the
+    stream would be written there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - for good
+            setattr(sys, name, stream)
+
+
 def _escape_what_cannot_be_encoded() -> None:
     """A terminal that knows no UTF-8 shows an escape, where Python would raise."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _flush_or_drop() -> None:
+    """What the disk or the reader does not take was told already."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
 
 
 def _drop_output() -> None:

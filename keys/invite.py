@@ -20,7 +20,7 @@ from keys.text import printable
 from keys.tomlfile import FileProblem
 from keys.trouble import Trouble
 from keys.when import local_minute, rfc3339
-from spa_protocol.keytext import Endpoint, Invite
+from spa_protocol.keytext import BadKeyText, Endpoint, Invite
 from spa_protocol.layout import DEFAULT_PORT, KEY_SIZE
 
 SERVER_CONFIG: Final = Path("/etc/spa/server.toml")
@@ -56,11 +56,15 @@ class WrittenHost:
         names_none = text in (endpoint.host, f"[{endpoint.host}]")
         return cls(endpoint.host, None if names_none else endpoint.port)
 
+    def __str__(self) -> str:
+        return self.host if self.port is None else str(Endpoint(self.host, self.port))
+
 
 def server_here(config: Path | None, host: WrittenHost | None) -> Server:
     """The server of this machine, as its configuration says. Raises Trouble.
 
-    Without `config`, the usual file, which need not exist; without `host`, the machine's own name.
+    Without `config`, the usual file, which need not exist; without `host`, the one that it names,
+    else the machine's own name.
     """
     path = config or SERVER_CONFIG
     value = {} if config is None and not path.exists() else tomlfile.read(path)
@@ -70,8 +74,19 @@ def server_here(config: Path | None, host: WrittenHost | None) -> Server:
     if not isinstance(port, int) or not 1 <= port <= 65535:
         raise FileProblem(path, "knock_port", "expected a number from 1 to 65535")
     public = _public_of(path.absolute().parent / key)
-    name = host.host if host is not None else _own_name()
-    return Server(public, Endpoint(name, (host.port if host else None) or port))
+    written = host or _host_in(value, path)
+    name = written.host if written is not None else _own_name()
+    return Server(public, Endpoint(name, (written.port if written else None) or port))
+
+
+def _host_in(value: dict[str, Any], path: Path) -> WrittenHost | None:
+    text = value.get("host")
+    if text is None:
+        return None
+    try:
+        return WrittenHost.parse(text)
+    except (BadKeyText, TypeError, ValueError) as error:
+        raise FileProblem(path, "host", f"expected NAME or NAME:PORT; {error}") from None
 
 
 def _public_of(path: Path) -> bytes:

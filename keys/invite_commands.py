@@ -7,7 +7,7 @@ from typing import Final
 import click
 
 from keys import invite as invites
-from keys import qr
+from keys import offers, qr
 from keys.console import Parsed, note, print_json, say
 from keys.identity import Identity
 from keys.invite import USUAL_EXPIRY, WrittenHost
@@ -29,7 +29,7 @@ from keys.registry import opened
 from keys.when import local_minute, rfc3339
 from spa_protocol.keytext import Invite
 
-_WAITING = click.argument("name", metavar="IDENTITY|KEY")
+_WAITING = click.argument("name", metavar="IDENTITY|KEY", shell_complete=offers.waiting)
 
 
 @click.command(

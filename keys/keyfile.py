@@ -55,6 +55,13 @@ class Kind(StrEnum):
     EXPORT = "export"
 
 
+_MADE_BY: Final = {
+    Kind.CLIENT: "make one with 'spa-keys generate'",
+    Kind.SERVER: "make one with 'spa-server init'",
+    Kind.EXPORT: "make one with 'spa-keys export' where the keys are",
+}
+
+
 class WrongPassphrase(KeyFileError):
     """The passphrase opens nothing, or the file was altered: the two look the same."""
 
@@ -93,7 +100,8 @@ class Argon2id:
             )
         except (nacl.exceptions.CryptoError, MemoryError):
             needed = f"{self.memory // 2**20} MiB"
-            raise KeyFileError(f"the passphrase needs {needed} of memory to be tried") from None
+            what = f"the passphrase needs {needed} of memory to be tried"
+            raise KeyFileError(what, "end other programs, or use a machine that has it") from None
         return key
 
     def __str__(self) -> str:
@@ -187,8 +195,7 @@ def load(path: Path, kind: Kind) -> KeyFile:
     try:
         parsed = KeyFile.parse(privatefile.read(path))
     except Missing as missing:
-        hint = "make one with 'spa-keys generate'" if kind is Kind.CLIENT else ""
-        raise Missing(missing.message, hint) from None
+        raise Missing(missing.message, _MADE_BY[kind]) from None
     except Torn as torn:
         raise damaged(path, str(torn)) from None
     except _Unusable as unusable:
@@ -196,10 +203,12 @@ def load(path: Path, kind: Kind) -> KeyFile:
     if parsed.kind is kind:
         return parsed
     if kind is Kind.EXPORT:
-        raise KeyFileError(f"{path} is no export, but the key of a {parsed.kind}")
+        what = f"{path} is no export, but the key of a {parsed.kind}"
+        raise KeyFileError(what, _MADE_BY[kind])
     if parsed.kind is Kind.EXPORT:
         raise KeyFileError(f"{path} is an export, and no key", "unpack it with 'spa-keys import'")
-    raise KeyFileError(f"{path} holds the key of a {parsed.kind}, not of a {kind}")
+    what = f"{path} holds the key of a {parsed.kind}, not of a {kind}"
+    raise KeyFileError(what, _MADE_BY[kind])
 
 
 def open_secret(
@@ -240,7 +249,7 @@ class _Unusable(KeyFileError):
 def _first_line(line: str) -> Kind:
     words = line.split(" ")
     if words[0] != MAGIC:
-        raise _Unusable("is no private key of this program")
+        raise _Unusable("is no private key of this program", "name the file that you mean")
     if len(words) < 2 or not words[1].isdecimal():
         raise Torn("no version")
     if words[1] != str(VERSION):

@@ -74,7 +74,8 @@ def read(path: Path) -> tuple[PublicKey, str]:
     lines = [line.strip() for line in _text(path, _MAX_SIZE).splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
     if len(lines) != 1:
-        raise Trouble(f"{where} has {len(lines)} lines; expected one, 'spa-key <base64> comment'")
+        what = f"{where} has {'no line' if not lines else f'{len(lines)} lines'}"
+        raise Trouble(what, "expected one, 'spa-key <base64> comment'; for many, give --from")
     try:
         return parse_key(lines[0])
     except BadKeyText as bad:

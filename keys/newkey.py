@@ -106,7 +106,10 @@ def user_name() -> str:
             return pwd.getpwuid(os.geteuid()).pw_name
         except KeyError:
             return f"uid {os.geteuid()}"
-    return getpass.getuser()
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):  # which one, depends on the version of Python
+        return "unknown"
 
 
 def usual_comment() -> str:

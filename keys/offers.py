@@ -41,6 +41,15 @@ def identities_and_keys(ctx: click.Context) -> Iterator[str]:
 
 
 @offering
+def waiting(ctx: click.Context) -> Iterator[str]:
+    """Every key that waits for approval, and whose it is."""
+    with opened(_database(ctx), read_only=True) as registry:
+        keys = [each.key for each in registry.waiting()]
+    yield from sorted(key.identity for key in keys)
+    yield from (key.key_id for key in keys)
+
+
+@offering
 def key_files(ctx: click.Context) -> Iterator[str]:
     """The private keys in the keys directory, by name."""
     directory = ctx.params.get("directory") or places.keys_directory()

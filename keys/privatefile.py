@@ -22,6 +22,7 @@ MAX_SIZE: Final = 65_536
 _FILE_MODE: Final = 0o600
 _DIRECTORY_MODE: Final = 0o700
 _FOR_OTHERS: Final = 0o077
+_NAME_A_FILE: Final = "name the file that you mean"
 _WINDOWS: Final = sys.platform == "win32"
 
 
@@ -46,7 +47,8 @@ def write(path: Path, content: bytes, *, overwrite: bool = False) -> None:
     except FileExistsError:
         raise KeyFileError(f"{path} exists already", "choose another name") from None
     except OSError as error:
-        raise KeyFileError(f"{path} cannot be written: {_reason(error)}") from None
+        hint = f"see whether you may write to {path.parent}, and whether its disk has room"
+        raise KeyFileError(f"{path} cannot be written: {_reason(error)}", hint) from None
 
 
 @contextlib.contextmanager
@@ -80,9 +82,10 @@ def read(path: Path) -> bytes:
     except FileNotFoundError:
         raise Missing(f"{path} does not exist") from None
     except OSError as error:
-        raise KeyFileError(f"{path} cannot be read: {_reason(error)}") from None
+        hint = "run this as its owner" if isinstance(error, PermissionError) else _NAME_A_FILE
+        raise KeyFileError(f"{path} cannot be read: {_reason(error)}", hint) from None
     if len(content) > MAX_SIZE:
-        raise KeyFileError(f"{path} is too large for a file of this kind")
+        raise KeyFileError(f"{path} is too large for a file of this kind", _NAME_A_FILE)
     return content
 
 
@@ -128,7 +131,7 @@ def _sync_directory(directory: Path) -> None:
 
 def _check_private(path: Path, status: os.stat_result) -> None:
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
-        raise KeyFileError(f"{path} is no file")
+        raise KeyFileError(f"{path} is no file", _NAME_A_FILE)
     if sys.platform == "win32":
         return
     quoted = shlex.quote(str(path))

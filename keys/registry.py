@@ -125,6 +125,11 @@ class Registry(Joining):
         rows = self._rows("SELECT DISTINCT new_key_id FROM replacement")
         return frozenset(key_id for (key_id,) in rows)
 
+    def replacements(self) -> dict[str, str]:
+        """Of each key that is being replaced, the id of the one that takes its place."""
+        rows = self._rows("SELECT old_key_id, new_key_id FROM replacement")
+        return {str(old): str(new) for old, new in rows}
+
     def replaced_by(self, new_key_id: str) -> list[EnrolledKey]:
         """The keys that end when this one is first used."""
         sql = "SELECT old_key_id FROM replacement WHERE new_key_id = ? ORDER BY old_key_id"

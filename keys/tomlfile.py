@@ -15,6 +15,7 @@ from keys.trouble import Trouble
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 _FIELD_NAMED: Final = re.compile(r"(?:unknown|required) field `(.*)`")
 _TYPE_NAMED: Final = re.compile(r"`(\w+)(?: \| null)?`")
+_NAME_IT: Final = "name the file that you mean"
 _TYPES: Final = {
     "str": "text",
     "int": "a number",
@@ -38,7 +39,7 @@ def read(path: Path) -> dict[str, Any]:
     """The file as plain values. Raises FileProblem, also where there is none."""
     text = read_text(path)
     if text is None:
-        raise FileProblem(path, "", "no such file or directory")
+        raise FileProblem(path, "", "no such file or directory", _NAME_IT)
     return parse(text, path)
 
 
@@ -50,9 +51,10 @@ def read_text(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:
-        raise FileProblem(path, "", "not a text file in UTF-8") from None
+        raise FileProblem(path, "", "not a text file in UTF-8", _NAME_IT) from None
     except OSError as error:
-        raise FileProblem(path, "", lower_first(error.strerror or str(error))) from None
+        hint = "run this as its owner" if isinstance(error, PermissionError) else _NAME_IT
+        raise FileProblem(path, "", lower_first(error.strerror or str(error)), hint) from None
 
 
 def parse(text: str, path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Datagrams out, sealed replies in: one connected UDP socket for each address.
+"""Requests out, sealed replies in: one connected socket for each address.
 
 A connected socket is what makes three things portable: the system says which of its own addresses
 it sends from, an ICMP error comes back as an error of that one address, and nothing is heard but
@@ -10,6 +10,9 @@ way, one wish in fifteen is unheard after 2.5 s, and one in 1,600 after 10 s. A 
 touched for each signature knocks once. A reply to any of them counts. Whatever arrives and is no
 reply to one of them is not looked at further. Once one address has answered, the others get half a
 second more, so that a path that is dead holds nobody up.
+
+By UDP a request is a datagram, which every system lets everybody send. In a ping or a SYN it needs
+more (rawcarrier.py), and is sent and answered in the same way.
 
 An error that the network reports is remembered and told, never believed: anybody can send one.
 """
@@ -24,10 +27,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from spa_client.compose import Composer, Datagram
 from spa_client.resolve import Target
+from spa_protocol.carrier import UDP, Carrier
 from spa_protocol.layout import NONCE_SIZE, Address, unmapped
 from spa_protocol.reply import Reply
 
@@ -94,12 +98,54 @@ def _waits_for(composer: Composer, timeout_s: float) -> Iterable[float]:
     return (timeout_s,) if composer.identity.needs_touch else waits(timeout_s)
 
 
-class _Carrier:
-    """What was sent to one address, and the socket it went over."""
+class _Line(Protocol):
+    """The way to one address: a socket, and what is around a request on it."""
+
+    socket: socket.socket
+
+    def connect(self) -> None: ...
+    def close(self) -> None: ...
+    def wrap(self, payload: bytes, own: Address) -> bytes: ...
+    def unwrap(self, received: bytes) -> bytes: ...
+
+
+class _UdpLine:
+    """Raises OSError for a family that this system has not got."""
 
     def __init__(self, target: Target) -> None:
-        self.target = target
+        self._target = target
         self.socket = socket.socket(target.family, socket.SOCK_DGRAM)
+
+    def connect(self) -> None:
+        self.socket.connect(self._target.sockaddr())
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def wrap(self, payload: bytes, own: Address) -> bytes:  # noqa: ARG002 - the kernel's header
+        return payload
+
+    def unwrap(self, received: bytes) -> bytes:
+        return received
+
+
+def _line(target: Target, carrier: Carrier) -> _Line:
+    """Raises OSError, and Trouble for a raw carrier that cannot be had."""
+    if not carrier.is_raw:
+        return _UdpLine(target)
+    from spa_client.rawcarrier import RawLine  # noqa: PLC0415 - few need it
+
+    return RawLine(target, carrier)
+
+
+class _Talk:
+    """What was sent to one address, and the line it went over."""
+
+    def __init__(self, target: Target, carrier: Carrier) -> None:
+        self.target = target
+        self._line = _line(target, carrier)
+        self.socket = self._line.socket
+        self.close = self._line.close
         self.socket.setblocking(False)
         _ask_for_errors(self.socket)
         self.sent: list[Datagram] = []
@@ -115,9 +161,14 @@ class _Carrier:
         datagram = composer.compose(
             own, self.target.address, nonce=freshness.random(NONCE_SIZE), now_us=freshness.now_us()
         )
+        try:
+            wrapped = self._line.wrap(datagram.payload, own)
+        except OSError as error:
+            self.error = describe(error)
+            return
         for _ in range(2):  # the first attempt may only fetch an error that was waiting
             try:
-                self.socket.send(datagram.payload)
+                self.socket.send(wrapped)
             except OSError as error:
                 self.error = describe(error)
             else:
@@ -127,14 +178,14 @@ class _Carrier:
     def _connect(self) -> Address:
         """The own address that packets to the target leave from. Raises OSError."""
         if not self.sent:
-            self.socket.connect(self.target.sockaddr())
+            self._line.connect()
         return _name_of(self.socket)
 
     def receive(self, composer: Composer, freshness: Freshness) -> Answer | None:
         """Reads what has arrived, datagrams and errors, up to the reply if it is there."""
         for _ in range(_MAX_DATAGRAMS_AT_ONCE):
             try:
-                payload = self.socket.recv(_MAX_PAYLOAD)
+                payload = self._line.unwrap(self.socket.recv(_MAX_PAYLOAD))
             except BlockingIOError:
                 _drop_errors(self.socket)
                 return None
@@ -183,37 +234,43 @@ def exchange(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     freshness: Freshness | None = None,
     tries: Iterable[float] | None = None,
+    carrier: Carrier = UDP,
 ) -> Iterator[Result]:
     """Knocks on every address and yields one result for each, answers as they come.
 
+    The targets' port is the carrier's. Raises Trouble for a raw carrier that cannot be had.
     `tries` is how long to listen after each try, in seconds, if not as the head of this file says.
     """
     freshness = freshness or Freshness()
     with contextlib.ExitStack() as stack:
-        waiting, unopened = _open(targets, stack)
+        waiting, unopened = _open(targets, carrier, stack)
         yield from unopened
         end_s = float("inf")
         for wait_s in tries or _waits_for(composer, timeout_s):
-            for carrier in waiting:
-                carrier.send(composer, freshness)
+            for talk in waiting:
+                talk.send(composer, freshness)
             until_s = time.monotonic() + wait_s
             while heard := _listen(waiting, composer, freshness, min(until_s, end_s)):
                 end_s = min(end_s, time.monotonic() + GRACE_S)
                 yield heard
-            if not any(c.sent for c in waiting) or time.monotonic() >= end_s:
+            if not any(talk.sent for talk in waiting) or time.monotonic() >= end_s:
                 break
-        yield from [carrier.silence() for carrier in waiting]
+        yield from [talk.silence() for talk in waiting]
 
 
 def send_only(
-    targets: Iterable[Target], composer: Composer, *, freshness: Freshness | None = None
+    targets: Iterable[Target],
+    composer: Composer,
+    *,
+    freshness: Freshness | None = None,
+    carrier: Carrier = UDP,
 ) -> list[Silence]:
-    """One datagram to every address, waiting for nothing."""
+    """One datagram to every address, waiting for nothing. Raises Trouble, as `exchange` does."""
     with contextlib.ExitStack() as stack:
-        carriers, unopened = _open(targets, stack)
-        for carrier in carriers:
-            carrier.send(composer, freshness or Freshness())
-        return unopened + [carrier.silence() for carrier in carriers]
+        talks, unopened = _open(targets, carrier, stack)
+        for talk in talks:
+            talk.send(composer, freshness or Freshness())
+        return unopened + [talk.silence() for talk in talks]
 
 
 def own_address(target: Target) -> Address:
@@ -228,35 +285,35 @@ def _name_of(sock: socket.socket) -> Address:
 
 
 def _open(
-    targets: Iterable[Target], stack: contextlib.ExitStack
-) -> tuple[list[_Carrier], list[Silence]]:
-    """A carrier for each address of a family that this system speaks; the stack closes them."""
-    carriers, unopened = [], []
+    targets: Iterable[Target], carrier: Carrier, stack: contextlib.ExitStack
+) -> tuple[list[_Talk], list[Silence]]:
+    """A talk with each address of a family that this system speaks; the stack closes them."""
+    talks, unopened = [], []
     for target in targets:
         try:
-            carrier = _Carrier(target)
+            talk = _Talk(target, carrier)
         except OSError as error:
             unopened.append(Silence(target, 0, describe(error)))
         else:
-            stack.enter_context(carrier.socket)
-            carriers.append(carrier)
-    return carriers, unopened
+            stack.callback(talk.close)
+            talks.append(talk)
+    return talks, unopened
 
 
 def _listen(
-    waiting: list[_Carrier], composer: Composer, freshness: Freshness, until_s: float
+    waiting: list[_Talk], composer: Composer, freshness: Freshness, until_s: float
 ) -> Answer | None:
-    """The next answer before `until_s` on the monotonic clock; its carrier waits no more."""
-    listening = [carrier for carrier in waiting if carrier.sent]
+    """The next answer before `until_s` on the monotonic clock; its talk waits no more."""
+    listening = [talk for talk in waiting if talk.sent]
     if not listening:
         return None
     with selectors.DefaultSelector() as selector:
-        for carrier in listening:
-            selector.register(carrier.socket, selectors.EVENT_READ, carrier)
+        for talk in listening:
+            selector.register(talk.socket, selectors.EVENT_READ, talk)
         while True:
             left_s = max(0.0, until_s - time.monotonic())
             for ready, _ in selector.select(left_s):
-                heard: _Carrier = ready.data
+                heard: _Talk = ready.data
                 answer = heard.receive(composer, freshness)
                 if answer is not None:
                     waiting.remove(heard)

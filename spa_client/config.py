@@ -6,6 +6,7 @@
     address = "db1.internal"      optional: where to knock and connect, if not there
     key = "work"                  optional
     source = "203.0.113.9"        optional: an address to declare, or "auto" or "none"
+    carrier = "udp:53"            optional: what carries knocks: udp, udp:53, icmp, tcp-syn
     access = ["tcp/22"]           optional: what `spa-client knock db1` asks for
 
 What is not known here is refused, with the file and the key's path. A path of a key is taken from
@@ -27,6 +28,7 @@ from spa_client.compose import Source, SourceRule
 from spa_client.resolve import plain_address
 from spa_client.services import BadAccess, parse_access, together
 from spa_protocol.access import Access
+from spa_protocol.carrier import UDP, Carrier
 from spa_protocol.keytext import BadKeyText, Endpoint, ServerLine
 from spa_protocol.layout import is_unicast
 
@@ -49,6 +51,7 @@ class Host:
     key: Path
     source: Source = SourceRule.AUTO
     access: tuple[Access, ...] = ()
+    carrier: Carrier = UDP
 
     @property
     def found_by(self) -> frozenset[str]:
@@ -106,6 +109,7 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_defau
     key: str | None = None
     source: str | None = None
     access: list[str] = []
+    carrier: str | None = None
 
 
 def is_key_name(written: str) -> bool:
@@ -169,10 +173,14 @@ def _host(name: str, entry: _Entry, key: Path, path: Path) -> Host:
         source = parse_source(entry.source) if entry.source is not None else SourceRule.AUTO
     except ValueError as problem:
         raise FileProblem(path, f"{where}.source", str(problem)) from None
+    try:
+        carrier = UDP if entry.carrier is None else Carrier.parse(entry.carrier)
+    except ValueError as problem:
+        raise FileProblem(path, f"{where}.carrier", str(problem)) from None
     address = server.endpoint.host if entry.address is None else entry.address
     if not address.strip() or any(c.isspace() for c in address):
         raise FileProblem(path, f"{where}.address", "expected a host name or an address")
-    return Host(name, server, address, key, source, access)
+    return Host(name, server, address, key, source, access, carrier)
 
 
 def parse_source(text: str) -> Source:
@@ -198,6 +206,7 @@ class NewHost:
     key: str | None = None
     source: str | None = None
     access: tuple[str, ...] = ()
+    carrier: str | None = None
 
 
 def add(path: Path, new: NewHost) -> Host:
@@ -294,7 +303,7 @@ def _meaning(line: str) -> dict[str, Any]:
 
 
 def _table(new: NewHost) -> str:
-    entry = _Entry(new.server, new.address, new.key, new.source, list(new.access))
+    entry = _Entry(new.server, new.address, new.key, new.source, list(new.access), new.carrier)
     lines = [f"[hosts.{tomlfile.quoted(new.name)}]"]
     for field, value in msgspec.to_builtins(entry).items():
         is_list = isinstance(value, list)

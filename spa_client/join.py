@@ -37,6 +37,7 @@ from spa_client.outcome import Story
 from spa_client.resolve import Target, resolve
 from spa_client.services import HARMLESS, BadAccess, parse_access, together
 from spa_protocol.access import Access
+from spa_protocol.carrier import Carrier
 from spa_protocol.keytext import Invite, ServerLine
 from spa_protocol.knock import Join, message_to_sign, seal_request
 from spa_protocol.layout import Address
@@ -74,8 +75,10 @@ class Options:
     key: str | None = None
     source: str | None = None
     access: tuple[str, ...] = ()
+    carrier: str | None = None
     wants_passphrase: bool | None = None
     passphrase_file: Path | None = None
+    wants_ssh: bool = False
     chosen: Path | None = None
     keys: Path | None = None
     version: int | None = None
@@ -111,6 +114,7 @@ class Plan:
     host: NewHost
     key: Path
     targets: tuple[Target, ...]
+    carrier: Carrier
     accesses: tuple[Access, ...]
 
 
@@ -121,8 +125,13 @@ def plan(invite: Invite, options: Options) -> Plan:
     name = options.name or invite.endpoint.host
     word = _key_word(name, own) if options.key is None else _anywhere(options.key)
     line = str(ServerLine(invite.server, invite.endpoint))
-    host = NewHost(name, line, options.address, word, options.source, options.access)
-    config.enter(path, host, dry_run=True)
+    host = NewHost(
+        name, line, options.address, word, options.source, options.access, options.carrier
+    )
+    carrier = config.enter(path, host, dry_run=True).carrier
+    if options.carrier is not None:
+        carrier = Carrier.parse(options.carrier)
+    port = carrier.port or invite.endpoint.port
     return Plan(
         server=invite.server,
         own=own,
@@ -131,9 +140,8 @@ def plan(invite: Invite, options: Options) -> Plan:
         config=path,
         host=host,
         key=config.key_path(word, keys=options.keys or places.keys_directory(), base=path.parent),
-        targets=resolve(
-            options.address or invite.endpoint.host, invite.endpoint.port, version=options.version
-        ),
+        targets=resolve(options.address or invite.endpoint.host, port, version=options.version),
+        carrier=carrier,
         accesses=_accesses(options.access),
     )
 
@@ -229,6 +237,11 @@ class Joining:
         return self.answer.reply.status if self.answer else None
 
     @property
+    def is_entered(self) -> bool:
+        """Whether the host was written into the configuration."""
+        return self.status in _ACCEPTED
+
+    @property
     def was_sent(self) -> bool:
         """Whether a datagram has left this machine."""
         return any(isinstance(r, Answer) or r.datagrams for r in self.results)
@@ -253,7 +266,10 @@ def _exchange(joining: Joining) -> None:
     """Asks every address until one says that it is done; the others would say the same."""
     plan = joining.plan
     composer = JoinComposer(plan.own, plan.server, plan.pair, Wish(()), brings=joining.key.public)
-    for result in carriers.exchange(plan.targets, composer, timeout_s=plan.options.timeout_s):
+    timeout_s = plan.options.timeout_s
+    for result in carriers.exchange(
+        plan.targets, composer, timeout_s=timeout_s, carrier=plan.carrier
+    ):
         joining.results.append(result)
         if joining.status in _ACCEPTED:
             return
@@ -285,6 +301,7 @@ def _prove(host: Host, joining: Joining, ask: Ask | None) -> Story:
     how = knocking.Options(
         passphrase_file=None if key.is_new else plan.options.passphrase_file,
         version=plan.options.version,
+        carrier=plan.carrier,
         timeout_s=plan.options.timeout_s,
     )
     passphrase = key.passphrase

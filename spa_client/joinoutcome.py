@@ -51,6 +51,8 @@ def _of_joined(joining: Joining, answer: Answer) -> Iterator[Line]:
         return
     if proof.exit_code is ExitCode.FINE and proof.wish.closing:
         yield Line(f"the key works; now: spa-client knock {name} tcp/22", good=True)
+        if not plan.options.wants_ssh:
+            yield Line("or have ssh knock by itself: spa-client ssh-config --install", good=True)
         return
     if proof.exit_code is ExitCode.REFUSED and not proof.wish.closing:
         yield Line(f"{name}: joined, but not all that was asked for is allowed yet")

@@ -8,13 +8,14 @@ from keys import identity, passphrase, places
 from keys.console import note
 from keys.identity import Identity
 from keys.passphrase import Ask
-from keys.trouble import Trouble
+from keys.trouble import ExitCode, Trouble
 from spa_client import carriers, config
 from spa_client.carriers import Answer, Result
 from spa_client.compose import Composer, Source, SourceRule, Wish
 from spa_client.config import Host
 from spa_client.outcome import Story
 from spa_client.resolve import Target, resolve
+from spa_protocol.carrier import UDP, Carrier
 from spa_protocol.keytext import ServerLine
 from spa_protocol.layout import Address
 from spa_protocol.reason import Status
@@ -34,6 +35,7 @@ class Options:
     keys: Path | None = None
     passphrase_file: Path | None = None
     knock_port: int | None = None
+    carrier: Carrier | None = None
     version: int | None = None
     source: Source | None = None
     target: Address | None = None
@@ -42,12 +44,13 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Knocking:
-    """A host to be knocked on: every address, and the maker of its datagrams."""
+    """A host to be knocked on: every address, the maker of its datagrams, and what carries them."""
 
     host: Host
     targets: tuple[Target, ...]
     composer: Composer
     timeout_s: float
+    carrier: Carrier = UDP
 
     def results(self) -> Iterator[Result]:
         """Knocks on every address and waits for the replies.
@@ -56,19 +59,25 @@ class Knocking:
         more than a refusal.
         """
         if not self.composer.identity.needs_touch:
-            yield from carriers.exchange(self.targets, self.composer, timeout_s=self.timeout_s)
+            yield from self._exchange(self.targets)
             return
         for target in self.targets:
-            for result in carriers.exchange((target,), self.composer, timeout_s=self.timeout_s):
+            for result in self._exchange((target,)):
                 yield result
                 if isinstance(result, Answer) and result.reply.status is not Status.REFUSED:
                     return
+
+    def _exchange(self, targets: tuple[Target, ...]) -> Iterator[Result]:
+        return carriers.exchange(
+            targets, self.composer, timeout_s=self.timeout_s, carrier=self.carrier
+        )
 
     def run(self) -> Story:
         """The whole exchange; where no reply is wanted, only the sending."""
         if self.composer.wish.reply_wanted:
             return self.story(list(self.results()))
-        return self.story(list(carriers.send_only(self.targets, self.composer)))
+        sent = carriers.send_only(self.targets, self.composer, carrier=self.carrier)
+        return self.story(list(sent))
 
     def story(self, results: list[Result]) -> Story:
         """What came of it, ready to be told."""
@@ -78,6 +87,7 @@ class Knocking:
             key_id=self.composer.identity.public.key_id,
             wish=self.composer.wish,
             results=results,
+            carrier=self.carrier,
         )
 
 
@@ -111,7 +121,7 @@ def open_key(host: Host, options: Options, ask: Ask | None) -> Identity:
 
 def aim(host: Host, opened: Identity, wish: Wish, options: Options) -> Knocking:
     """Finds the addresses as they are now, for a key that is open already. Raises Trouble."""
-    port = options.knock_port or host.knocks_on.port
+    carrier, port = _carrier_and_port(host, options)
     targets = resolve(host.address, port, version=options.version)
     targets = _of_family(targets, options.target, f"--target {options.target}", host)
     if not isinstance(host.source, SourceRule):
@@ -124,7 +134,20 @@ def aim(host: Host, opened: Identity, wish: Wish, options: Options) -> Knocking:
         raise Trouble(f"the server line of {host.name} holds no usable key") from None
     if opened.is_in_agent:
         composer = patient(composer)
-    return Knocking(host, targets, composer, options.timeout_s)
+    return Knocking(host, targets, composer, options.timeout_s, carrier)
+
+
+def _carrier_and_port(host: Host, options: Options) -> tuple[Carrier, int]:
+    """What carries a knock, and the port it goes to; ICMP has no use for one. Raises Trouble."""
+    carrier, port = options.carrier, options.knock_port
+    if carrier is not None and carrier.port and port:
+        raise Trouble(
+            f"--port {port} and --carrier {carrier} both name a port",
+            "give one of them",
+            exit_code=ExitCode.USAGE,
+        )
+    used = carrier or host.carrier
+    return used, port or used.port or host.knocks_on.port
 
 
 def patient(composer: Composer) -> Composer:

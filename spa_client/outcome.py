@@ -15,6 +15,7 @@ from typing import Any, Final
 from keys.trouble import ExitCode
 from spa_client.carriers import Answer, Result, Silence
 from spa_client.compose import Wish
+from spa_protocol.carrier import UDP, Carrier, Kind
 from spa_protocol.layout import Address
 from spa_protocol.reason import Code, Status
 from spa_protocol.reply import Outcome
@@ -36,7 +37,7 @@ class Story:
     """Everything known after knocking on all addresses of a host.
 
     `name` is the host as the person calls it, `key_id` names the key that knocked, `port` is the
-    UDP port knocked on.
+    port knocked on, which ICMP has not.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Story:
     key_id: str
     wish: Wish
     results: Sequence[Result]
+    carrier: Carrier = UDP
 
     @property
     def exit_code(self) -> ExitCode:
@@ -80,9 +82,21 @@ class Story:
             said = f"{sent} sent for {asked}; no reply was asked for, so what came of it is unknown"
             return Line(f"{self.name} ({where}): {said}", good=True)
         return Line(
-            f"no answer from {self.name} ({where}, udp/{self.port}); {_MAY_MEAN}, or key "
+            f"no answer from {self.name} ({where}, {self._where}); {_MAY_MEAN}, or key "
             f"{self.key_id} is not enrolled there; 'spa-client doctor {self.name}' looks closer"
         )
+
+    @property
+    def knocked_on(self) -> str:
+        """The protocol and port that was knocked on, for a person."""
+        if self.carrier.kind is Kind.ICMP:
+            return str(self.carrier.kind)
+        return f"{self.carrier.kind}/{self.port}"
+
+    @property
+    def _where(self) -> str:
+        allowed = "" if self.carrier == UDP else ", if the server allows it"
+        return f"{self.knocked_on}{allowed}"
 
     def _of_answer(self, answer: Answer) -> list[Line]:
         reply, at = answer.reply, self._at(answer)

@@ -5,17 +5,26 @@ filter drops whatever would arrive at it: nothing is ever received here, and sin
 socket, the kernel refuses nothing either (no ICMP port unreachable). Knocks are heard elsewhere, by
 spa_server/capture/.
 
+An answer to a datagram that came to another port leaves from there all the same: the gate rewrites
+its source (chain `answers`), so that the port need not be bound, which may be another program's.
+What answers a ping or a SYN is in rawanswer.py.
+
 SO_REUSEADDR and SO_REUSEPORT are not set: with them, another program could bind the port beside it.
 """
 
 import errno
 import socket
 import struct
+from collections.abc import Iterable
 from ipaddress import IPv4Address
 from typing import Final
 
+from spa_protocol.carrier import UDP, Carrier, Kind
 from spa_protocol.layout import Address
-from spa_server import bpf
+from spa_server import bpf, rawanswer
+from spa_server.capture.datagram import Datagram
+from spa_server.firewall.gate import answer_priority
+from spa_server.rawanswer import RawSockets
 
 _IP_PKTINFO: Final = 8
 _SO_LOCK_FILTER: Final = 44
@@ -33,10 +42,16 @@ class AnswerError(Exception):
 
 
 class AnswerSocket:
-    """Sends from UDP `port`, over IPv4 and, where the kernel has it, IPv6. Raises AnswerError."""
+    """Sends from UDP `port`, over IPv4 and, where the kernel has it, IPv6. Raises AnswerError.
 
-    def __init__(self, port: int) -> None:
+    Also by those of the carriers that need a raw socket, for which CAP_NET_RAW is needed.
+    """
+
+    def __init__(self, port: int, carriers: Iterable[Carrier] = (UDP,)) -> None:
+        self._port = port
+        self._priorities: dict[int, int] = {}
         self._sockets: dict[int, socket.socket] = {}
+        self._raw = _raw_sockets(tuple(carriers))
         try:
             self._sockets[4] = _deaf_socket(socket.AF_INET, port)
             if _has_ipv6():
@@ -48,34 +63,51 @@ class AnswerSocket:
 
     def close(self) -> None:
         """Gives the port back."""
+        self._raw.close()
         for sock in self._sockets.values():
             sock.close()
 
-    def send(
-        self,
-        payload: bytes,
-        *,
-        source: Address,
-        destination: tuple[Address, int],
-        interface: int = 0,
-    ) -> OSError | None:
-        """Sends one datagram from an address of this host; what went wrong, or None.
+    def send(self, payload: bytes, to: Datagram) -> OSError | None:
+        """Sends one answer to where a datagram came from; what went wrong, or None.
 
-        `interface` is the index of the one the knock came in by: heeded for link-local addresses,
-        which mean nothing without it. An answer that cannot be sent is trouble for nobody but its
-        receiver, so nothing is raised, and nothing waits.
+        It leaves from the address and by the carrier that the datagram came to. The interface is
+        heeded for link-local addresses, which mean nothing without it. An answer that cannot be
+        sent is trouble for nobody but its receiver, so nothing is raised, and nothing waits.
         """
-        address, port = destination
-        sock = self._sockets.get(address.version)
-        if sock is None or source.version != address.version:
-            return OSError(errno.EAFNOSUPPORT, f"no way from {source} to {address}")
-        scope = interface if address.is_link_local else 0
-        where = (str(address), port) if address.version == 4 else (str(address), port, 0, scope)
+        is_datagram = to.carrier == Kind.UDP
+        version = to.source.version
+        sock = self._sockets.get(version) if is_datagram else self._raw.find(to)
+        if sock is None or to.target.version != version:
+            return OSError(errno.EAFNOSUPPORT, f"no way from {to.target} to {to.source}")
+        scope = to.interface if to.source.is_link_local else 0
+        port = to.source_port if is_datagram else 0
+        where = (str(to.source), port) if version == 4 else (str(to.source), port, 0, scope)
         try:
-            sock.sendmsg([payload], [_from(source, scope)], socket.MSG_DONTWAIT, where)
+            if is_datagram:
+                self._leave_from(to.target_port, sock, version)
+            data = payload if is_datagram else rawanswer.packet(payload, to)
+            sock.sendmsg([data], [_from(to.target, scope)], socket.MSG_DONTWAIT, where)
         except OSError as error:
             return error
         return None
+
+    def _leave_from(self, port: int, sock: socket.socket, version: int) -> None:
+        """Tells the gate by which port the next datagram is to leave. Raises OSError."""
+        priority = 0 if port == self._port else answer_priority(port)
+        if self._priorities.get(version, 0) != priority:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, priority)
+            self._priorities[version] = priority
+
+
+def _raw_sockets(carriers: tuple[Carrier, ...]) -> RawSockets:
+    """Raises AnswerError."""
+    try:
+        return RawSockets(carriers)
+    except OSError as error:
+        names = " and ".join(str(carrier) for carrier in carriers if carrier.is_raw)
+        hint = "give the daemon CAP_NET_RAW, or take it out of `carriers`; spa-server(8), Carriers"
+        text = f"{names} cannot be answered: {error.strerror}; {hint}"
+        raise AnswerError(text) from None
 
 
 def _from(source: Address, scope: int) -> tuple[int, int, bytes]:

@@ -7,14 +7,17 @@ import os
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from keys import tomlfile
+from keys.invite import WrittenHost
 from keys.tomlfile import FileProblem, convert, lower_first
 from keys.when import parse_duration
+from spa_protocol.carrier import UDP, Carrier
 from spa_protocol.layout import DEFAULT_FRESHNESS_S, DEFAULT_PORT, EPOCH_S
+from spa_server.anomaly.settings import Settings, Watching
 from spa_server.audit.outputs import OutputSpec
 from spa_server.firewall.plan import is_interface_name
 from spa_server.listen import ListenAddress
@@ -23,8 +26,12 @@ from spa_server.policy.model import Network
 
 CONFIG_PATH: Final = Path("/etc/spa/server.toml")
 CONFIG_VARIABLE: Final = "SPA_SERVER_CONFIG"
+_MOST_CARRIERS: Final = 16
 _INTERFACE_PREFIX: Final = "interface:"
 _NoneOrMore = Annotated[int, msgspec.Meta(ge=0)]
+_Days = Annotated[int, msgspec.Meta(ge=1, le=60)]
+_Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+_MAX_HOOK_S: Final = 300
 _Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
 
@@ -35,13 +42,24 @@ class Mode(StrEnum):
     OBSERVE = "observe"
 
 
+class _AnomaliesTable(msgspec.Struct, forbid_unknown_fields=True):
+    watch: bool = True
+    threshold: _Share = 0.5
+    learning_days: _Days = 5
+    trusted: list[str] = []
+    hook: str | None = None
+    hook_timeout: str = "10s"
+
+
 class _ServerFile(msgspec.Struct, forbid_unknown_fields=True):
     policy: str = "/etc/spa/policy.toml"
     key: str = "/etc/spa/server.key"
     database: str = "/var/lib/spa/spa.db"
     control: str = "/run/spa/control.sock"
+    host: str | None = None
     knock_port: _Port = DEFAULT_PORT
     capture: str = "nflog"
+    carriers: tuple[str, ...] = (str(UDP),)
     outer: list[str] | None = None
     shared_sources: list[str] = []
     freshness: str = f"{DEFAULT_FRESHNESS_S}s"
@@ -52,6 +70,7 @@ class _ServerFile(msgspec.Struct, forbid_unknown_fields=True):
     outputs: list[str] = []
     retention_days: _NoneOrMore = 400
     retention_mb: _NoneOrMore = 1024
+    anomalies: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +88,7 @@ class Config:
     control: Path
     knock_port: int
     capture: str
+    carriers: tuple[Carrier, ...]
     outer: tuple[str, ...] | None
     shared_sources: tuple[Network, ...]
     freshness_s: float
@@ -78,6 +98,7 @@ class Config:
     outputs: tuple[OutputSpec, ...]
     retention_days: int
     retention_mb: int
+    anomalies: Watching
 
     @property
     def gate_wanted(self) -> Path:
@@ -122,6 +143,8 @@ def _load(path: Path, *, may_be_missing: bool) -> Config:
             raise FileProblem(path, "outer", f"{name!r} is no name of a network interface")
     if read.mode not in set(Mode):
         raise FileProblem(path, "mode", 'expected "enforce" or "observe"')
+    if read.host is not None:
+        _check_host(read.host, path)
     home = path.absolute().parent
     return Config(
         path=path.absolute(),
@@ -131,6 +154,7 @@ def _load(path: Path, *, may_be_missing: bool) -> Config:
         control=home / read.control,
         knock_port=read.knock_port,
         capture=read.capture,
+        carriers=_carriers(read.carriers, path),
         outer=None if read.outer is None else tuple(read.outer),
         shared_sources=tuple(
             parse_network(text, path, "shared_sources") for text in read.shared_sources
@@ -142,7 +166,51 @@ def _load(path: Path, *, may_be_missing: bool) -> Config:
         outputs=tuple(_output(text, path) for text in read.outputs),
         retention_days=read.retention_days,
         retention_mb=read.retention_mb,
+        anomalies=_anomalies(read.anomalies, path),
     )
+
+
+def _check_host(text: str, path: Path) -> None:
+    """Nothing here needs it: what tells clients where to knock reads it (keys/invite.py)."""
+    try:
+        WrittenHost.parse(text)
+    except ValueError as error:
+        raise FileProblem(path, "host", f"expected NAME or NAME:PORT; {error}") from None
+
+
+def _anomalies(table: dict[str, Any], path: Path) -> Watching:
+    read = convert(table, _AnomaliesTable, path, "anomalies")
+    hook = None if read.hook is None else Path(read.hook)
+    if hook is not None and not hook.is_absolute():
+        raise FileProblem(path, "anomalies.hook", f"{read.hook!r} is no absolute path")
+    trusted = [parse_network(text, path, "anomalies.trusted") for text in read.trusted]
+    settings = Settings(
+        threshold=read.threshold, learning_days=read.learning_days, trusted=tuple(trusted)
+    )
+    return Watching(read.watch, hook, _hook_timeout(read.hook_timeout, path), settings)
+
+
+def _hook_timeout(text: str, path: Path) -> float:
+    try:
+        timeout_s = parse_duration(text)
+    except ValueError as error:
+        raise FileProblem(path, "anomalies.hook_timeout", lower_first(str(error))) from None
+    if not 1 <= timeout_s <= _MAX_HOOK_S:
+        why = f"{text!r} is not between 1s and {_MAX_HOOK_S}s"
+        raise FileProblem(path, "anomalies.hook_timeout", why)
+    return timeout_s
+
+
+def _carriers(texts: tuple[str, ...], path: Path) -> tuple[Carrier, ...]:
+    try:
+        carriers = tuple(dict.fromkeys(map(Carrier.parse, texts)))
+    except ValueError as error:
+        raise FileProblem(path, "carriers", str(error)) from None
+    if len(carriers) > _MOST_CARRIERS:
+        raise FileProblem(path, "carriers", f"expected {_MOST_CARRIERS} at most")
+    if UDP not in carriers:
+        raise FileProblem(path, "carriers", 'expected "udp" among them, which is always heard')
+    return carriers
 
 
 def _metrics(read: _ServerFile, path: Path) -> ListenAddress | None:

@@ -53,7 +53,7 @@ class Daemon:
     """Making one reads every file that the guard needs, and raises Trouble for what is wrong."""
 
     def __init__(self, config: Config) -> None:
-        self._answers = AnswerSocket(config.knock_port)
+        self._answers = AnswerSocket(config.knock_port, config.carriers)
         self._guard = Guard(config, self._answer)
         self._config = config
         self._timer: asyncio.TimerHandle | None = None
@@ -103,8 +103,8 @@ class Daemon:
         gc.freeze()
         guard = self._guard
         self._on(capture, lambda: guard.hear(lambda now_us: capture.read_batch(_AT_ONCE, now_us)))
-        self._on(permits, lambda: self._logged(permits, guard.connected))
-        self._on(denials, lambda: self._logged(denials, guard.denied))
+        self._on(permits, lambda: self._logged(permits, guard.recorder.permitted))
+        self._on(denials, lambda: self._logged(denials, guard.recorder.denied))
         self._on(ruleset, lambda: guard.ruleset_changed() if ruleset.read() else None)
         self._on(routes, lambda: guard.routes_changed() if routes.read() else None)
         self._on(settings, lambda: self._clock_set(settings))
@@ -112,6 +112,8 @@ class Daemon:
         for stop in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(stop, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._safely(self._reload))
+        if guard.lookout is not None:
+            guard.lookout.wake = partial(loop.call_soon_threadsafe, self._after)
         self._after()
         _tell_systemd("READY=1")
         self._drifting = asyncio.create_task(self._watch_drift())
@@ -119,7 +121,7 @@ class Daemon:
 
     async def _find_unended(self, ends: Conntrack) -> None:
         """Ends wait until it is known what an earlier run let in: else they would be nobody's."""
-        for _ in self._guard.find_unended():
+        for _ in self._guard.recorder.find_unended():
             await asyncio.sleep(0)
         self._after()
         self._listen_to_ends(ends)
@@ -134,19 +136,19 @@ class Daemon:
         loop.remove_reader(ends.fileno())
         has_more = False
         try:
-            has_more = self._guard.ended()
+            has_more = self._guard.recorder.ended()
         finally:
             loop.call_later(0 if has_more else _ENDS_EVERY_S, self._listen_to_ends, ends)
 
     def _hear_permits(self, permits: NflogSocket) -> None:
-        while self._logged(permits, self._guard.connected):
+        while self._logged(permits, self._guard.recorder.permitted):
             pass
 
     async def _watch_drift(self) -> None:
         """Looks for drift at once, and then every few minutes: in a thread, since it blocks."""
         while True:
             try:
-                drift = await asyncio.to_thread(self._guard.drift())
+                drift = await asyncio.to_thread(self._guard.look_for_drift())
             except Exception:
                 traceback.print_exc()  # the daemon lives on without
             else:
@@ -216,12 +218,7 @@ class Daemon:
     def _answer(self, reply: Reply, sender: Sender, request_nonce: bytes, to: Datagram) -> None:
         nonce = secrets.token_bytes(NONCE_SIZE)
         payload = seal_reply(reply, pair=sender.pair, request_nonce=request_nonce, nonce=nonce)
-        self._answers.send(
-            payload,
-            source=to.target,
-            destination=(to.source, to.source_port),
-            interface=to.interface,
-        )
+        self._answers.send(payload, to)
 
 
 def open_capture(config: Config) -> KnockCapture:
@@ -230,7 +227,8 @@ def open_capture(config: Config) -> KnockCapture:
         return NflogCapture()
     from spa_server.capture.interface import InterfaceCapture  # noqa: PLC0415 - scapy, only here
 
-    return InterfaceCapture(config.capture.removeprefix("interface:"), config.knock_port)
+    interface = config.capture.removeprefix("interface:")
+    return InterfaceCapture(interface, config.knock_port, carriers=config.carriers)
 
 
 def _tell_systemd(state: str) -> None:

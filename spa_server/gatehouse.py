@@ -30,6 +30,7 @@ def plan_gate(config: Config, policy: Policy) -> GatePlan:
     outer = config.outer if config.outer is not None else outer_interfaces()
     return GatePlan(
         knock_port=config.knock_port,
+        carriers=config.carriers,
         always_open=tuple(opening for rule in policy.always_open for opening in _openings(rule)),
         cut=policy.cut,
         outer=outer,

@@ -6,9 +6,8 @@ reads the clock once, acts and returns; what failed for a while is tried again a
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 from keys import schema, serverkey
 from keys.registry import Registry
@@ -17,8 +16,7 @@ from spa_protocol import __version__
 from spa_protocol.layout import EPOCH_S, Address, epoch_of
 from spa_server import clock, sessions, trial
 from spa_server.admission import Admission
-from spa_server.alignment.drift import find_drift
-from spa_server.alignment.finding import Finding, changes
+from spa_server.anomaly import lookout
 from spa_server.audit.checkpoint import record_key
 from spa_server.audit.denials import Denials, beside
 from spa_server.audit.ledger import Ledger, LedgerError
@@ -28,11 +26,13 @@ from spa_server.audit.reserve import Reserve
 from spa_server.audit.retention import Retention
 from spa_server.audit.upkeep import Upkeep, note_in
 from spa_server.capture.datagram import Datagram
-from spa_server.capture.nflog import NflogPacket
 from spa_server.config import Config
 from spa_server.connections import ConnectionLog
 from spa_server.directory import Directory
 from spa_server.doorkeeper import Moment
+from spa_server.driftwatch import Drift, DriftWatch
+from spa_server.enforcement import Enforcement, FirewallFaults
+from spa_server.entitlement import disallowed
 from spa_server.firewall.kernel import FirewallError, Gate
 from spa_server.firewall.routes import is_local_unicast
 from spa_server.gatehouse import Gatehouse
@@ -41,30 +41,20 @@ from spa_server.hole import Hole
 from spa_server.holekeeper import HoleKeeper
 from spa_server.joining import admit_key
 from spa_server.meter import Meter
-from spa_server.policy.decide import Question, decide
 from spa_server.policy.model import Policy
 from spa_server.reception import Answerer, Reception
+from spa_server.recorder import ConnectionRecorder
 from spa_server.replay import ReplayWindow
 from spa_server.rulebook import Rulebook
 from spa_server.ruling import Terms
 from spa_server.snapshot import Snapshot, by_severity
 from spa_server.tags import TagKeeper
-from spa_server.unended import recollect, used_grants
 
 _RETRY_S: Final = 1.0
 _CLOCK_STEP_US: Final = 1_000_000
 _NOT_CONFIRMED: Final = "the new one was not confirmed"
 _BUSY_MS: Final = 1000
 _ADDRESSES_REMEMBERED: Final = 4096
-_DRIFT_RECORDED: Final = 100
-
-
-class Drift(NamedTuple):
-    """What was found, by which policy and which listing of the gate."""
-
-    policy: Policy
-    planned: str | None
-    findings: list[Finding]
 
 
 class Guard:
@@ -73,7 +63,7 @@ class Guard:
 
     def __init__(self, config: Config, answer: Answerer) -> None:
         self.config = config
-        self._connection = connection = schema.connect(config.database)
+        connection = schema.connect(config.database)
         connection.execute(f"pragma busy_timeout = {_BUSY_MS}")
         self.registry = Registry(connection)
         self.rulebook = Rulebook(config, self.registry.roles_of)
@@ -98,13 +88,25 @@ class Guard:
         self.meter = Meter()
         self.outputs = Outputs(config.outputs)
         self.ledger.observers += [self.meter.written, self.outputs.written]
+        self.lookout = lookout.begin(config.anomalies, config.database, self.ledger)
         self.admission = Admission()
         self.directory = Directory(self.registry, server_key, self.admission)
         self.gate = Gate()
-        self.tags = TagKeeper(self.admission, self.gate, self._firewall)
+        self._faults = FirewallFaults(self.ledger)
+        self.tags = TagKeeper(self.admission, self.gate, self._faults.tolerate)
         self.gatehouse = Gatehouse(config, self.gate)
+        self.drift = DriftWatch(self.gatehouse)
         self.keeper = HoleKeeper(self.gate, self.ledger, self._sever, clock.monotonic_s)
+        self.enforcement = Enforcement(
+            self.gate,
+            self.gatehouse,
+            self.keeper,
+            self.tags,
+            ledger=self.ledger,
+            faults=self._faults,
+        )
         self.connections = ConnectionLog(self.keeper.book.holders)
+        self.recorder = ConnectionRecorder(self.connections, self.ledger, connection)
         self.reception = Reception(
             admission=self.admission,
             window=ReplayWindow(self.ledger.burned(), self.ledger.floors()),
@@ -120,17 +122,13 @@ class Guard:
             replaced=self._end_replaced,
         )
         self.started_at_us = clock.now_us()
-        self.lost = 0
         self._unrecorded_floor_us = self.ledger.unrecorded_floor_us()
         self._data_version = self.ledger.data_version()
         self._offset_us = clock.offset_us()
         self._on_trial = self.gatehouse.is_on_trial
         self._before_trial: Policy | None = None
         self._local: dict[Address, bool] = {}
-        self._gate_in_doubt = False
         self._try_again_at_s = 0.0
-        self._drift: list[Finding] = []
-        self._recorded_until = self.ledger.head.event_id
 
     def _terms(self) -> Terms:
         return Terms(self.policy, self.config.shared_sources, is_local_unicast)
@@ -144,13 +142,14 @@ class Guard:
         self.reception.replacing = self.registry.replacing()
         self.ledger.end_other_boots(now_us)
         self.keeper.adopt(self.ledger.live_grants())
-        self.connections.recall(used_grants(self._connection, list(self.keeper.book)))
+        self.recorder.recall(self.keeper.book)
         self.ledger.note([Record(Event.DAEMON_STARTED, now_us)], now_us)
         if self.rulebook.problem is not None:
             self._note_refused(self.rulebook.problem, now_us)
         self.keeper.expire(now_us)
         was_loaded = self.gate.is_loaded()
-        self._restore_gate(now_us, None if was_loaded else "it was not loaded at the start")
+        why = None if was_loaded else "it was not loaded at the start"
+        self.enforcement.restore(self.policy, now_us, why)
         self._end_disallowed(now_us)
         self.upkeep.start(now_us)
 
@@ -158,9 +157,10 @@ class Guard:
         """The gate stays closed and the holes tick on; only the record is told."""
         now_us = clock.now_us()
         self.reception.flush_refusals(now_us)
-        self.ended()
-        counts = self.connections.further_denied(now_us)
-        self.ledger.note([*counts, Record(Event.DAEMON_STOPPED, now_us)], now_us)
+        self.recorder.close(now_us)
+        if self.lookout is not None:
+            self.lookout.close(now_us)
+        self.ledger.note([Record(Event.DAEMON_STOPPED, now_us)], now_us)
         self.upkeep.close(now_us)
         self.outputs.close()
 
@@ -175,7 +175,7 @@ class Guard:
         datagrams, lost = read(clock.now_us())
         self.look_around()
         now_us = clock.now_us()
-        self._note_lost("knock", lost, now_us)
+        self.recorder.note_lost("knock", lost, now_us)
         if self.config.capture != "nflog":
             datagrams = [one for one in datagrams if self._is_local(one.target)]
         floor_us = max(clock.boot_floor_us(self.config.freshness_s), self._unrecorded_floor_us)
@@ -189,44 +189,6 @@ class Guard:
         if known is None:
             known = self._local[target] = is_local_unicast(target)
         return known
-
-    def connected(self, packets: Sequence[NflogPacket], lost: int) -> None:
-        """Enters connections that the gate let through or severed."""
-        now_us = clock.now_us()
-        self._note_lost("permit", lost, now_us)
-        self.ledger.note(self.connections.permitted(packets, now_us), now_us)
-
-    def ended(self) -> bool:
-        """Enters connections that are over; whether more wait to be read."""
-        now_us = clock.now_us()
-        records = self.connections.ends.read(now_us)
-        if records:
-            self.ledger.note(records, now_us)
-        return self.connections.ends.has_more
-
-    def find_unended(self) -> Iterator[None]:
-        """Finds what an earlier run let in and did not see end, with a pause after some lines."""
-        past = recollect(
-            self._connection, self._recorded_until, self.connections.ends, clock.now_us
-        )
-        for records in past:
-            if records:
-                self.ledger.note(records, clock.now_us())
-            yield
-
-    def denied(self, packets: Sequence[NflogPacket], lost: int) -> None:
-        """Enters connections that the gate turned away."""
-        now_us = clock.now_us()
-        self._note_lost("deny", lost, now_us)
-        records = self.connections.denied(packets, now_us)
-        if records:
-            self.ledger.note(records, now_us)
-
-    def _note_lost(self, what: str, count: int, now_us: int) -> None:
-        if count:
-            self.lost += count
-            detail = {"count": count, "of": what}
-            self.ledger.note([Record(Event.RECORDS_LOST, now_us, detail=detail)], now_us)
 
     # What changes
 
@@ -301,7 +263,7 @@ class Guard:
         if self.gatehouse.is_on_trial and not self._on_trial:
             self._on_trial, self._before_trial = True, self.policy
         self._put_in_force(policy, None, gate_too=gate_too)
-        if gate_too and self._gate_in_doubt:
+        if gate_too and self.enforcement.gate_in_doubt:
             raise FirewallError("the gate could not be loaded; the record says why")
 
     def _note_refused(self, problem: FileProblem, now_us: int) -> None:
@@ -325,7 +287,7 @@ class Guard:
             self._put_in_force(before, _NOT_CONFIRMED)
         elif begun is not None and begun.before is not None:
             self.gatehouse.held = begun.before
-            self._restore_gate(clock.now_us(), _NOT_CONFIRMED)
+            self.enforcement.restore(self.policy, clock.now_us(), _NOT_CONFIRMED)
 
     def _put_in_force(self, policy: Policy, why: str | None, *, gate_too: bool = False) -> None:
         now_us = clock.now_us()
@@ -334,79 +296,34 @@ class Guard:
         self.gatehouse.held = None
         self.ledger.note([Record(Event.POLICY_LOADED, now_us, reason=why)], now_us)
         if gate_too or self.gatehouse.is_wanted:
-            self._apply_gate(now_us, None)
+            self.enforcement.apply(policy, now_us)
         self._end_disallowed(now_us)
 
     def ruleset_changed(self) -> None:
         """Somebody touched our table, or flushed the ruleset: the gate, holes and tags go back."""
         now_us = clock.now_us()
         if self.gatehouse.is_wanted:
-            self._restore_gate(now_us, "somebody changed the ruleset")
+            self.enforcement.restore(self.policy, now_us, "somebody changed the ruleset")
             return
-        self._gate_in_doubt = False
         self.confirm()
-        if not self.gate.is_loaded():
-            record = Record(Event.GATE_REMOVED, now_us, reason="as the operator asked")
-            self.ledger.note([record], now_us)
+        self.enforcement.removed(now_us)
 
     def routes_changed(self) -> None:
         """The outer interfaces, and this host's addresses, may be others now."""
         self._local.clear()
         if self.gatehouse.is_wanted and self.gatehouse.is_out_of_date(self.policy):
-            self._restore_gate(clock.now_us(), None)
-
-    def _restore_gate(self, now_us: int, why: str | None) -> None:
-        if self.gatehouse.is_wanted:
-            self._apply_gate(now_us, why)
-        else:
-            self._gate_in_doubt = False
-
-    def _apply_gate(self, now_us: int, why: str | None) -> None:
-        """Gate, then holes, then tags: closed first, then those who are in, then those who come."""
-        with self._firewall("the gate"):
-            self.gatehouse.apply(self.policy)
-            opened, closed = self.keeper.sync()
-            self._gate_in_doubt = False
-            event = Event.GATE_APPLIED if why is None else Event.GATE_RESTORED
-            detail: dict[str, object] = {
-                "holes_opened": len(opened),
-                "holes_closed": len(closed),
-                "observed": str(self.gatehouse.observed),
-            }
-            if self.gatehouse.not_counted:
-                detail["not_counted"] = "; ".join(self.gatehouse.not_counted)
-            self.ledger.note([Record(event, now_us, reason=why, detail=detail)], now_us)
-        self.tags.admit_all(now_us)
+            self.enforcement.restore(self.policy, clock.now_us(), None)
 
     # Drift
 
-    def drift(self) -> Callable[[], Drift]:
-        """What finds it: to be run in a thread, where it touches nothing of the guard's."""
-        config, policy, planned = self.gatehouse.config, self.policy, self.gatehouse.listed
-        return lambda: Drift(policy, planned, find_drift(config, policy, planned=planned))
+    def look_for_drift(self) -> Callable[[], Drift]:
+        """What finds it, to be run in a thread."""
+        return self.drift.look(self.policy)
 
     def drifted(self, drift: Drift) -> None:
-        """Records what is new, and what is gone. What was looked for by a policy or a gate that is
-        in force no longer says nothing about now."""
-        if drift.policy is not self.policy or drift.planned != self.gatehouse.listed:
-            return
+        """Records what a look has found."""
         now_us = clock.now_us()
-        changed = changes(self._drift, drift.findings)
-        self._drift = drift.findings
-        told = [(Event.DRIFT_FOUND, one) for one in changed.new]
-        told += [(Event.DRIFT_GONE, one) for one in changed.gone]
-        records = [
-            Record(
-                event,
-                now_us,
-                reason=one.what,
-                detail={"name": one.name, "subject": one.subject, "severity": one.severity},
-            )
-            for event, one in told[:_DRIFT_RECORDED]
-        ]
-        if len(told) > _DRIFT_RECORDED:
-            detail = {"further": len(told) - _DRIFT_RECORDED}
-            records.append(Record(Event.DRIFT_FOUND, now_us, detail=detail))
+        records = self.drift.changed(drift, self.policy, now_us)
         if records:
             self.ledger.note(records, now_us)
 
@@ -428,11 +345,11 @@ class Guard:
             roles=len(self.policy.roles),
             requests_remembered=len(self.reception.window),
             gate_wanted=self.gatehouse.is_wanted,
-            gate_in_doubt=self._gate_in_doubt or self.keeper.in_doubt,
+            gate_in_doubt=self.enforcement.in_doubt,
             policy_is_current=self.rulebook.problem is None,
             ledger_behind=self.ledger.is_behind,
             last_event_id=self.ledger.head.event_id,
-            drift=by_severity([str(finding.severity) for finding in self._drift]),
+            drift=by_severity([str(finding.severity) for finding in self.drift.findings]),
             outputs=self.outputs.figures(),
         )
 
@@ -442,18 +359,18 @@ class Guard:
         """Until when nothing has to be done by itself, in seconds of CLOCK_MONOTONIC."""
         now_us, now_s = clock.now_us(), clock.monotonic_s()
         moments_us = [(epoch_of(now_us) + 1) * EPOCH_S * 1_000_000]
-        expiry_us = self.directory.next_expiry_us()
-        moments_us += [] if expiry_us is None else [expiry_us]
-        tallies = (self.reception.refusals, self.connections.denials)
-        moments_us += [due for tally in tallies if (due := tally.due_at_us()) is not None]
-        ends_us = self.connections.ends.due_at_us(now_us)
-        moments_us += [] if ends_us is None else [ends_us]
-        upkeep_us = self.upkeep.due_at_us(now_us)
-        moments_us += [] if upkeep_us is None else [upkeep_us]
+        dues_us = (
+            self.directory.next_expiry_us(),
+            self.reception.refusals.due_at_us(),
+            self.recorder.due_at_us(now_us),
+            self.upkeep.due_at_us(now_us),
+            self.lookout.due_at_us(now_us) if self.lookout is not None else None,
+        )
+        moments_us += [due_us for due_us in dues_us if due_us is not None]
         wakes_s = [now_s + max(0, moment_us - now_us) / 1_000_000 for moment_us in moments_us]
         end_s = self.keeper.book.next_end_s()
         wakes_s += [] if end_s is None else [end_s]
-        if self._gate_in_doubt or self.keeper.in_doubt or self.ledger.is_behind:
+        if self.enforcement.in_doubt or self.ledger.is_behind:
             wakes_s.append(self._try_again_at_s)
         return min(wakes_s)
 
@@ -465,29 +382,20 @@ class Guard:
         expiry_us = self.directory.next_expiry_us()
         if expiry_us is not None and expiry_us <= now_us:
             self._refresh_directory(now_us)
-        self._note_counts(now_us)
-        self.upkeep.tend(now_us)
-        self._recover(now_us)
-
-    def _note_counts(self, now_us: int) -> None:
         if losses := self.outputs.losses(now_us):
             self.ledger.note(losses, now_us)
         if self.reception.refusals.is_due(now_us):
             self.reception.flush_refusals(now_us)
-        if self.connections.denials.is_due(now_us):
-            self.ledger.note(self.connections.further_denied(now_us), now_us)
-        ended = self.connections.ends.tend(now_us)
-        if ended:
-            self.ledger.note(ended, now_us)
+        self.recorder.tend(now_us)
+        self.upkeep.tend(now_us)
+        self._recover(now_us)
+        if self.lookout is not None:
+            self.lookout.tend(now_us)
 
     def _recover(self, now_us: int) -> None:
         """What failed is tried again, until the fault is gone."""
         self._try_again_at_s = clock.monotonic_s() + _RETRY_S
-        if self._gate_in_doubt:
-            self._restore_gate(now_us, "it could not be loaded before")
-        elif self.keeper.in_doubt:
-            with self._firewall("the holes"):
-                self.keeper.sync()
+        self.enforcement.recover(self.policy, now_us)
         if self.ledger.is_behind:
             self.ledger.note([], now_us)
 
@@ -541,48 +449,10 @@ class Guard:
 
     def _end_disallowed(self, now_us: int) -> None:
         """Ends what the registry and the policy, as they are now, would not grant."""
-        for why, grants in self._disallowed(now_us).items():
-            with self._firewall("the holes"):
+        book, owner_of = self.keeper.book, self.directory.owner
+        for why, grants in disallowed(book, owner_of, self.reception.terms, now_us).items():
+            with self._faults.tolerate("the holes"):
                 self.keeper.end(grants, why, now_us)
-
-    def _disallowed(self, now_us: int) -> dict[str, list[Grant]]:
-        ended: dict[str, list[Grant]] = {}
-        for grant in self.keeper.book:
-            why = self._why_not(grant, now_us)
-            if why is not None:
-                ended.setdefault(why, []).append(grant)
-        return ended
-
-    def _why_not(self, grant: Grant, now_us: int) -> str | None:
-        """The limits are those at the time of the knock."""
-        owner = self.directory.owner(grant.key_id)
-        if owner is None:
-            return "the key was revoked or has expired"
-        question = Question(
-            owner.roles,
-            grant.source,
-            grant.access,
-            now_us,
-            once=grant.once,
-            declared=grant.declared,
-            touched=grant.touched,
-        )
-        allowed = decide(self.policy, self.config.shared_sources, question).granted
-        return None if allowed else "the policy or the roles no longer allow it"
-
-    # The firewall, which may fail
-
-    @contextmanager
-    def _firewall(self, what: str) -> Iterator[None]:
-        """A failure is recorded once, and tried again at each tick until it is gone."""
-        try:
-            yield
-        except FirewallError as error:
-            if not self._gate_in_doubt:
-                now_us = clock.now_us()
-                record = Record(Event.GATE_FAILED, now_us, reason=f"{what}: {error}")
-                self.ledger.note([record], now_us)
-            self._gate_in_doubt = True
 
 
 def _is_step(offset_us: int, later_offset_us: int) -> bool:

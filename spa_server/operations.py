@@ -68,7 +68,7 @@ def _status(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
         "roles": len(guard.policy.roles),
         "remembered": len(guard.reception.window),
         **{name: count.packets for name, count in sorted(counters.items())},
-        "lost": guard.lost + guard.connections.ends.lost,
+        "lost": guard.recorder.lost,
         "record": "behind" if guard.ledger.is_behind else "written",
     }
 

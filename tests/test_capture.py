@@ -21,9 +21,10 @@ from scapy.layers.l2 import (
 )
 from scapy.packet import Packet, Raw
 
+from spa_protocol.carrier import Kind
 from spa_server import bpf
 from spa_server.capture import links, nflog
-from spa_server.capture.headers import UdpPacket, parse_ip, parse_packet
+from spa_server.capture.headers import Carried, parse_carried, parse_ip
 from spa_server.capture.limit import PairLimit
 
 PAYLOAD = bytes(range(240))
@@ -38,8 +39,8 @@ ports = st.integers(0, 65535)
 payloads = st.binary(max_size=600)
 
 
-def expected(outer: Packet) -> UdpPacket:
-    return UdpPacket(ip_address(outer.src), 40000, ip_address(outer.dst), 62201, PAYLOAD)
+def expected(outer: Packet) -> Carried:
+    return Carried(Kind.UDP, ip_address(outer.src), 40000, ip_address(outer.dst), 62201, PAYLOAD)
 
 
 class TestHeaders:
@@ -51,8 +52,10 @@ class TestHeaders:
     ) -> None:
         sport, dport = ends
         outer = IP(src=source, dst=target, options=[IPOption_NOP()] * words * 4)
-        packet = parse_packet(raw(outer / UDP(sport=sport, dport=dport) / Raw(payload)))
-        assert packet == UdpPacket(ip_address(source), sport, ip_address(target), dport, payload)
+        packet = parse_carried(raw(outer / UDP(sport=sport, dport=dport) / Raw(payload)))
+        assert packet == Carried(
+            Kind.UDP, ip_address(source), sport, ip_address(target), dport, payload
+        )
 
     @given(addresses6, addresses6, st.tuples(ports, ports), payloads)
     def test_ipv6_as_scapy_builds_it(
@@ -60,28 +63,30 @@ class TestHeaders:
     ) -> None:
         sport, dport = ends
         outer = IPv6(src=source, dst=target)
-        packet = parse_packet(raw(outer / UDP(sport=sport, dport=dport) / Raw(payload)))
-        assert packet == UdpPacket(ip_address(source), sport, ip_address(target), dport, payload)
+        packet = parse_carried(raw(outer / UDP(sport=sport, dport=dport) / Raw(payload)))
+        assert packet == Carried(
+            Kind.UDP, ip_address(source), sport, ip_address(target), dport, payload
+        )
 
     @pytest.mark.parametrize("outer", [V4, V6])
     def test_padding_behind_the_packet_is_no_payload(self, outer: Packet) -> None:
-        assert parse_packet(raw(outer / KNOCK) + b"padding") == expected(outer)
+        assert parse_carried(raw(outer / KNOCK) + b"padding") == expected(outer)
 
     @pytest.mark.parametrize("outer", [V4, V6])
     def test_the_udp_length_ends_the_payload(self, outer: Packet) -> None:
         longer = UDP(sport=40000, dport=62201, len=248) / Raw(PAYLOAD + b"more")
-        assert parse_packet(raw(outer / longer)) == expected(outer)
+        assert parse_carried(raw(outer / longer)) == expected(outer)
 
     @pytest.mark.parametrize("outer", [V4, V6])
     @pytest.mark.parametrize("length", [0, 7, 249, 65535])
     def test_a_udp_length_that_cannot_be(self, outer: Packet, length: int) -> None:
         wrong = UDP(sport=40000, dport=62201, len=length) / Raw(PAYLOAD)
-        assert parse_packet(raw(outer / wrong)) is None
+        assert parse_carried(raw(outer / wrong)) is None
 
     @pytest.mark.parametrize("outer", [V4, V6])
     def test_cut_anywhere_it_is_nothing(self, outer: Packet) -> None:
         whole = raw(outer / KNOCK)
-        assert [cut for cut in range(len(whole)) if parse_packet(whole[:cut])] == []
+        assert [cut for cut in range(len(whole)) if parse_carried(whole[:cut])] == []
 
     @pytest.mark.parametrize(
         "packet",
@@ -90,8 +95,8 @@ class TestHeaders:
             IP(src="192.0.2.7", dst="198.51.100.1", frag=1) / KNOCK,
             IP(src="192.0.2.7", dst="198.51.100.1", ihl=4) / KNOCK,
             IP(src="192.0.2.7", dst="198.51.100.1", version=5) / KNOCK,
-            V4 / TCP(),
-            V6 / TCP(),
+            V4 / TCP(flags="SA"),
+            V6 / TCP(flags="SA"),
             V6 / IPv6ExtHdrDestOpt() / KNOCK,
             V6 / IPv6ExtHdrFragment() / KNOCK,
             IPv6(src="::ffff:192.0.2.7", dst="2001:db8::1") / KNOCK,
@@ -100,15 +105,15 @@ class TestHeaders:
         ids=lambda packet: packet.summary(),
     )
     def test_what_is_not_heard(self, packet: Packet) -> None:
-        assert parse_packet(raw(packet)) is None
+        assert parse_carried(raw(packet)) is None
 
     def test_a_reserved_or_df_bit_is_no_fragment(self) -> None:
         outer = IP(src="192.0.2.7", dst="198.51.100.1", flags="DF")
-        assert parse_packet(raw(outer / KNOCK)) == expected(outer)
+        assert parse_carried(raw(outer / KNOCK)) == expected(outer)
 
     @given(st.binary(max_size=400))
     def test_no_bytes_raise(self, data: bytes) -> None:
-        parse_packet(data)
+        parse_carried(data)
 
     @given(
         st.sampled_from([raw(V4 / KNOCK), raw(V6 / KNOCK)]), st.integers(0, 47), st.integers(0, 255)
@@ -117,7 +122,7 @@ class TestHeaders:
         self, whole: bytes, at: int, value: int
     ) -> None:
         changed = whole[:at] + bytes([value]) + whole[at + 1 :]
-        packet = parse_packet(changed)
+        packet = parse_carried(changed)
         assert packet is None or packet.payload in changed
 
     def test_parse_ip_shows_other_protocols(self) -> None:
@@ -134,7 +139,7 @@ class TestLinks:
     def check(self, link_type: int, frame: bytes, outer: Packet) -> None:
         inner = links.ip_of(link_type, frame)
         assert inner is not None
-        assert parse_packet(inner) == expected(outer)
+        assert parse_carried(inner) == expected(outer)
 
     def test_ethernet(self, outer: Packet) -> None:
         self.check(1, raw(ETHER / outer / KNOCK), outer)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spa_protocol.access import Access, Protocol
+from spa_protocol.carrier import Carrier
 from spa_server.firewall.gate import observed_in, render, render_removal
 from spa_server.firewall.plan import (
     AlwaysOpen,
@@ -49,7 +50,10 @@ def test_every_chain_is_flushed_and_filled_and_no_base_chain_is_deleted() -> Non
     declared = re.findall(r"^  chain (\w+) { (?:.*; )?}$", script, re.MULTILINE)
     flushed = re.findall(r"^flush chain inet spa (\w+)$", script, re.MULTILINE)
     assert declared == flushed
-    assert [chain for chain in declared if not rules_of(script, chain)] == ["always_open"]
+    assert [chain for chain in declared if not rules_of(script, chain)] == [
+        "answers",
+        "always_open",
+    ]
     verbs = set(re.findall(r"^(\w+)", script, re.MULTILINE))
     assert verbs == {"table", "flush"}
 
@@ -154,8 +158,8 @@ def test_the_knock_port_and_the_limits_are_the_plans() -> None:
     )
     script = render(plan)
     assert rules_of(script, "knock") == ["udp dport 1234 fib daddr type local goto hear"]
-    assert "limit rate 3/second burst 4 packets" in " ".join(rules_of(script, "hear"))
-    assert "limit rate 5/second burst 6 packets" in rules_of(script, "hear_tag")[0]
+    assert "limit rate 3/second burst 4 packets" in " ".join(rules_of(script, "hear_at_8"))
+    assert "limit rate 5/second burst 6 packets" in rules_of(script, "hear_tag_at_8")[0]
     assert "62201" not in script
 
 
@@ -274,3 +278,50 @@ def test_a_script_tells_what_it_observes(observed: Observed) -> None:
     assert told.everything is observed.everything
     every_port = [Access(protocol, port, port) for protocol in Protocol for port in range(1, 14)]
     assert [each in told for each in every_port] == [each in observed for each in every_port]
+
+
+# Carriers
+
+CARRIERS = ("udp", "udp:53", "udp:443", "udp:1234", "icmp", "tcp-syn", "tcp-syn:443")
+
+
+def test_other_carriers_are_off_unless_they_are_planned() -> None:
+    script = render(GatePlan())
+    assert rules_of(script, "knock") == ["udp dport 62201 fib daddr type local goto hear"]
+    assert rules_of(script, "answers") == []
+
+
+def test_each_carrier_has_its_rule_and_its_answers() -> None:
+    carriers = tuple(map(Carrier.parse, CARRIERS))
+    script = render(GatePlan(knock_port=1234, carriers=carriers))
+    assert rules_of(script, "knock") == [
+        "udp dport 1234 fib daddr type local goto hear",
+        "udp dport { 53, 443 } goto hear_datagram",
+        "meta l4proto { icmp, ipv6-icmp } goto hear_echo",
+        "tcp dport { 443, 1234 } tcp flags & (fin | syn | rst | ack) == syn goto hear_syn",
+    ]
+    assert rules_of(script, "answers") == [
+        "udp sport 1234 meta priority 5350:35 udp sport set 53 meta priority set none notrack",
+        "udp sport 1234 meta priority 5350:1bb udp sport set 443 meta priority set none notrack",
+    ]
+
+
+def test_a_tag_is_held_against_the_same_rules_wherever_it_stands() -> None:
+    script = render(GatePlan())
+    for chain in ("hear", "hear_tag"):
+        near, far = (
+            [rule.replace(at, "TAG").replace(f"_at_{offset}", "") for rule in rules]
+            for offset, at in ((8, "@th,64,64"), (20, "@th,160,64"))
+            if (rules := rules_of(script, f"{chain}_at_{offset}"))
+        )
+        assert near == far
+
+
+def test_by_another_carrier_only_an_admitted_tag_is_dropped() -> None:
+    script = render(GatePlan(carriers=tuple(map(Carrier.parse, CARRIERS))))
+    for chain in ("hear_datagram", "hear_echo", "hear_syn"):
+        rules = rules_of(script, chain)
+        assert rules
+        for rule in rules:
+            assert " @admitted fib daddr type local goto hear_at_" in rule or "return" in rule
+            assert "drop" not in rule

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from keys.console import asker
-from keys.trouble import ExitCode
+from keys.trouble import ExitCode, Trouble
 from spa_client import completing, knocking, running
 from spa_client.carriers import Answer
 from spa_client.commands.options import (
@@ -124,7 +124,11 @@ class _Door:
     def __exit__(self, *_: object) -> None:
         if not self.closes:
             return
-        story = self.holder.give_back()
+        try:
+            story = self.holder.give_back()
+        except Trouble as trouble:  # the program's own end is what this one ends with
+            note_line(f"not closed, and ends by itself: {trouble}")
+            return
         if story is not None and not (self.quiet and story.exit_code is ExitCode.FINE):
             note_all(story)
 

@@ -110,7 +110,12 @@ def _tell(host: Host, forward: Forward, verbose: bool, outcome: Attempt | Troubl
 def _close(gateways: list[Gateway]) -> None:
     for gateway in gateways:
         doorway = gateway.doorway
-        if doorway.knocking is not None:
+        if doorway.knocking is None:
+            continue
+        try:
             story = closing.close(doorway.knocking, list(doorway.opened.values()))
-            if story is not None:
-                note_all(story)
+        except Trouble as trouble:
+            note_line(f"{gateway.forward.host}: not closed, and ends by itself: {trouble}")
+            continue
+        if story is not None:
+            note_all(story)

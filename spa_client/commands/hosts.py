@@ -12,6 +12,7 @@ from spa_client.commands.options import (
     SERVER_LINE,
     access_kept_option,
     address_option,
+    carrier_kept_option,
     config_option,
     json_option,
     keys_option,
@@ -21,7 +22,9 @@ from spa_client.commands.options import (
 from spa_client.config import Host, NewHost
 
 
-@click.command()
+@click.command(
+    epilog="\b\nExamples:\n  spa-client hosts\n  spa-client hosts --json | jq -r '.[].name'"
+)
 @with_options(json_option, config_option, keys_option)
 def hosts(*, as_json: bool, chosen: Path | None, keys: Path | None) -> None:
     """Lists the servers in the configuration."""
@@ -49,7 +52,7 @@ def hosts(*, as_json: bool, chosen: Path | None, keys: Path | None) -> None:
     shell_complete=completing.keys,
     help="The key to knock with, if not the usual one.",
 )
-@with_options(source_kept_option, access_kept_option, config_option)
+@with_options(source_kept_option, access_kept_option, carrier_kept_option, config_option)
 def add(
     *,
     name: str,
@@ -58,13 +61,14 @@ def add(
     key: str | None,
     source: str | None,
     access: tuple[str, ...],
+    carrier: str | None,
     chosen: Path | None,
 ) -> None:
     """Adds a server to the configuration; LINE is what 'spa-server init' printed there."""
     path = chosen or config.default_path()
     server = " ".join(line)
     SERVER_LINE.convert(server, None, click.get_current_context())
-    added = config.add(path, NewHost(name, server, address, key, source, access))
+    added = config.add(path, NewHost(name, server, address, key, source, access, carrier))
     example = "" if added.access else " tcp/22"
     say(f"{name} added to {path}; now: {PROGRAM} knock {name}{example}")
 
@@ -82,5 +86,6 @@ def _host_json(host: Host) -> dict[str, Any]:
         "server": str(host.server),
         "key": str(host.key),
         "source": host.source_word,
+        "carrier": str(host.carrier),
         "access": [str(access) for access in host.access],
     }

@@ -10,6 +10,7 @@ from spa_client import joinoutcome
 from spa_client.commands.options import (
     access_kept_option,
     address_option,
+    carrier_kept_option,
     config_option,
     json_option,
     keys_option,
@@ -20,6 +21,7 @@ from spa_client.commands.options import (
     version_6_option,
     with_options,
 )
+from spa_client.commands.ssh_config import install_all
 from spa_client.commands.telling import tell_lines
 from spa_protocol.keytext import BadKeyText
 
@@ -27,6 +29,7 @@ from spa_protocol.keytext import BadKeyText
 @click.command(
     epilog="\b\nExamples:\n"
     "  spa-client join -                 paste the line, and it stays out of the history\n"
+    "  spa-client join - --ssh           and 'ssh db1.example' knocks by itself from then on\n"
     "  spa-client join 'spa://db1.example:62201/...' --name db1 --access tcp/5432\n"
     "  spa-client join - --no-passphrase < invite",
 )
@@ -44,10 +47,17 @@ from spa_protocol.keytext import BadKeyText
     default=None,
     help="Insist on a passphrase, or on none.  [default: ask, and take an empty answer for none]",
 )
+@click.option(
+    "--ssh",
+    "wants_ssh",
+    is_flag=True,
+    help="Have ssh knock by itself from now on: 'ssh-config --install'.",
+)
 @with_options(
     passphrase_file_option,
     source_kept_option,
     access_kept_option,
+    carrier_kept_option,
     version_4_option,
     version_6_option,
     timeout_option(joins.TIMEOUT_S),
@@ -68,9 +78,12 @@ def join(*, line: tuple[str, ...], as_json: bool, **how: Any) -> int:
         invite = joins.read_invite(line)
     except BadKeyText as bad:
         raise click.UsageError(str(bad)) from None
-    joined = joins.join(joins.plan(invite, joins.Options(**how)), asker())
+    options = joins.Options(**how)
+    joined = joins.join(joins.plan(invite, options), asker())
     if as_json:
         print_json(joinoutcome.as_json(joined))
     else:
         tell_lines(joinoutcome.lines(joined))
+    if options.wants_ssh and joined.is_entered:
+        install_all(options.chosen, options.keys)
     return joinoutcome.exit_code(joined)

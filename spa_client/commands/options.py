@@ -16,6 +16,7 @@ from spa_client.config import Host, parse_source
 from spa_client.resolve import plain_address
 from spa_client.services import BadAccess, parse_access, together
 from spa_protocol.access import Access
+from spa_protocol.carrier import Carrier
 from spa_protocol.keytext import ServerLine
 from spa_protocol.layout import MAX_LIFETIME_S
 
@@ -136,6 +137,12 @@ source_kept_option: Final = click.option(
     type=Parsed("source", _kept(parse_source)),
     help="The source to declare.",
 )
+carrier_kept_option: Final = click.option(
+    "--carrier",
+    metavar="CARRIER",
+    type=Parsed("carrier", _kept(Carrier.parse)),
+    help="What carries knocks: udp, udp:PORT, icmp, tcp-syn or tcp-syn:PORT.",
+)
 
 
 def timeout_option(default_s: float) -> Option:
@@ -174,7 +181,14 @@ _how: Final = (
         "knock_port",
         metavar="N",
         type=click.IntRange(1, 65535),
-        help="The UDP port to knock on.",
+        help="The port to knock on.",
+    ),
+    click.option(
+        "--carrier",
+        metavar="CARRIER",
+        type=Parsed("carrier", Carrier.parse),
+        help="What carries the knock, where the server allows it: udp, udp:PORT, icmp, tcp-syn or "
+        "tcp-syn:PORT. The last three need scapy and CAP_NET_RAW.",
     ),
     version_4_option,
     version_6_option,

@@ -1,41 +1,66 @@
 """`spa-client ssh-config`."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
 from keys.console import note, say
 from keys.trouble import ExitCode
-from spa_client import completing, config, sshconfig
+from spa_client import completing, config, sshconfig, sshinstall
 from spa_client.commands.options import PROGRAM, config_option, keys_option, with_options
+from spa_client.config import Config, Host
 
 
 @click.command(
     epilog="\b\nExamples:\n"
-    "  spa-client ssh-config >> ~/.ssh/config\n"
-    "  spa-client ssh-config db1\n"
-    "\b\nOr in a file of its own, with 'Include spa_hosts' at the top of ~/.ssh/config:\n"
-    "  spa-client ssh-config > ~/.ssh/spa_hosts"
+    "  spa-client ssh-config --install       ~/.ssh/config then includes ~/.ssh/spa_hosts\n"
+    "  spa-client ssh-config db1 >> ~/.ssh/config"
 )
 @click.argument("host", nargs=-1, shell_complete=completing.hosts)
+@click.option(
+    "--install",
+    is_flag=True,
+    help="Write them to ~/.ssh/spa_hosts, and have ~/.ssh/config include that.",
+)
 @with_options(config_option, keys_option)
-def ssh_config(*, host: tuple[str, ...], chosen: Path | None, keys: Path | None) -> int:
+def ssh_config(
+    *, host: tuple[str, ...], install: bool, chosen: Path | None, keys: Path | None
+) -> int:
     """Prints what ~/.ssh/config needs so that ssh, scp, sftp, rsync and git knock by themselves.
 
-    For each HOST, or for every one in the configuration.
+    For each HOST, or for every one in the configuration; --install takes every one, and may be
+    run again whenever they have changed.
     """
+    if install and host:
+        raise click.UsageError("--install takes all hosts: leave HOST out")
     known = config.load(chosen, keys)
-    hosts = [known.find(each) for each in host] or list(known.hosts.values())
-    command = sshconfig.proxy_command(_options(chosen, keys))
+    if not known.hosts:
+        note(f"no hosts in {known.path}; add one: {PROGRAM} add NAME 'spa-server ...'")
+    elif install:
+        install_all(chosen, keys)
+    else:
+        hosts = [known.find(each) for each in host] or list(known.hosts.values())
+        for line in _blocks(known, hosts, _options(chosen, keys)).splitlines():
+            say(line)
+    return ExitCode.FINE
+
+
+def install_all(chosen: Path | None, keys: Path | None) -> None:
+    """Has ssh knock for every host in the configuration, and says what it wrote. Raises Trouble."""
+    known = config.load(chosen, keys)
+    blocks = _blocks(known, known.hosts.values(), _options(chosen, keys))
+    for path in sshinstall.install(blocks, sshinstall.ssh_directory()):
+        note(f"wrote {path}: ssh knocks by itself")
+
+
+def _blocks(known: Config, hosts: Iterable[Host], options: list[str]) -> str:
+    command = sshconfig.proxy_command(options)
     blocks = {each.name: sshconfig.block(each, known.hosts.values(), command) for each in hosts}
     for name, block in blocks.items():
         if block is None:
             note(f"{PROGRAM}: {name!r} is left out: ssh would not take that for a name")
-    for line in "\n\n".join(block for block in blocks.values() if block).splitlines():
-        say(line)
-    if not blocks:
-        note(f"no hosts in {known.path}; add one: {PROGRAM} add NAME 'spa-server ...'")
-    return ExitCode.FINE
+    return "\n\n".join(block for block in blocks.values() if block)
 
 
 def _options(chosen: Path | None, keys: Path | None) -> list[str]:

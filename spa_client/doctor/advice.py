@@ -126,7 +126,7 @@ def _other_family(working: list[AddressFound], others: list[AddressFound]) -> bo
 
 def _of_silence(found: Examination) -> Advice:
     first = found.addresses[0]
-    port = f"udp/{first.target.port}"
+    port = found.story.knocked_on if found.story else f"udp/{first.target.port}"
     if all(address.own is None for address in found.addresses):
         sentence = f"this machine has no way to {first.target}: {first.problem}; mend its network"
         return Advice(Diagnosis.ROUTE, sentence, ExitCode.TROUBLE)
@@ -153,8 +153,8 @@ def _of_silence(found: Examination) -> Advice:
         return Advice(Diagnosis.REJECTED, sentence, ExitCode.NO_ANSWER)
     sentence = (
         f"no knock was answered: try from another network, and where that works {port} is blocked "
-        f"on the way; where it does not, ask the operator whether key {found.key_id} is enrolled "
-        "there and the daemon runs"
+        "on the way (--carrier udp:53 may pass, if the server allows it); where it does not, ask "
+        f"the operator whether key {found.key_id} is enrolled there and the daemon runs"
     )
     return Advice(Diagnosis.SILENT, sentence, ExitCode.NO_ANSWER)
 

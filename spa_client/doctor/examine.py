@@ -118,7 +118,9 @@ class Examiner:
         for address in self.examination.answered:
             targets = [address.target] * PROBES
             tries = [_PROBES_WITHIN_S]
-            address.probes = list(carriers.exchange(targets, composer, tries=tries))
+            address.probes = list(
+                carriers.exchange(targets, composer, tries=tries, carrier=aimed.carrier)
+            )
 
     def _ports(self, aimed: Knocking, address: AddressFound) -> Iterator[Finding]:
         for access in self.examination.wish.accesses:
@@ -196,7 +198,7 @@ def _falls_silent(aimed: Knocking, address: AddressFound, access: Access) -> boo
     wish = Wish((access,), closing=True, reply_wanted=False)
     composer = replace(aimed.composer, wish=wish)
     for _ in range(_CLOSES):
-        carriers.send_only([address.target], composer)
+        carriers.send_only([address.target], composer, carrier=aimed.carrier)
     time.sleep(_CLOSED_WITHIN_S)
     return _dial(address, access, _UNASKED_WITHIN_S).reach is Reach.SILENT
 

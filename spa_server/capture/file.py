@@ -7,14 +7,16 @@ while it reads: what stands before the tear is yielded, then CaptureError is rai
 import gzip
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, cast
 
+from spa_protocol.carrier import UDP, Carrier, Kind, ports_of
+from spa_protocol.layout import DATAGRAM_SIZE
 from spa_server.capture import CaptureError, links
-from spa_server.capture.datagram import Datagram
-from spa_server.capture.headers import parse_packet
+from spa_server.capture.datagram import Datagram, datagram_of
+from spa_server.capture.headers import Carried, parse_carried
 
 _GZIP: Final = b"\x1f\x8b"
 _LARGEST_READ: Final = 16 * 1024 * 1024
@@ -26,27 +28,31 @@ class _Record(NamedTuple):
     seen_at_us: int
 
 
-def read_capture(path: Path, port: int) -> Iterator[Datagram]:
+def read_capture(path: Path, port: int, carriers: Iterable[Carrier] = (UDP,)) -> Iterator[Datagram]:
     """Every UDP datagram to this port, of any length, at the time that the file gives it.
 
+    Also what came by one of the other carriers, where it has a knock's length.
     Raises CaptureError, when the file cannot be opened at once, when it is torn after what came
     before the tear.
     """
+    ports = {kind: ports_of(kind, carriers, port) for kind in Kind}
     with closing(_open(path)) as watched:
         reader = _reader(path, watched)
         for record in _records(path, reader, watched):
             packet = links.ip_of(record.link_type, record.frame, reader.endian)
-            datagram = parse_packet(packet) if packet else None
-            if datagram is not None and datagram.target_port == port:
-                yield Datagram(
-                    datagram.payload,
-                    datagram.source,
-                    datagram.source_port,
-                    datagram.target,
-                    datagram.target_port,
-                    "udp",
-                    record.seen_at_us,
-                )
+            carried = parse_carried(packet) if packet else None
+            if carried is not None and _may_be_a_knock(carried, port, ports):
+                yield datagram_of(carried, record.seen_at_us)
+
+
+def _may_be_a_knock(carried: Carried, port: int, ports: Mapping[Kind, tuple[int, ...]]) -> bool:
+    if carried.kind is Kind.UDP and carried.target_port == port:
+        return True
+    if len(carried.payload) != DATAGRAM_SIZE:
+        return False
+    if carried.kind is Kind.ICMP:
+        return bool(ports[Kind.ICMP])
+    return carried.target_port in ports[carried.kind]
 
 
 class _Watched:

@@ -2,7 +2,8 @@
 
 scapy's L2ListenSocket opens the interface and gives raw frames, tags of VLANs put back in; nothing
 of scapy's dissection is used, which reads 2,500 packets a second where its raw receive reads
-100,000. The kernel hands over only datagrams of a knock's length to the knock port.
+100,000. The kernel hands over only what has a knock's length: datagrams to the knock port, and what
+else carries knocks here.
 
 This capture sees a packet whatever the gate does with it, and before the gate has limited anything:
 its limits are in user space (limit.py), so a flood costs the daemon time. Frames that are not for
@@ -14,17 +15,18 @@ import errno
 import logging
 import socket
 import struct
+from collections.abc import Iterable
 from typing import Any, Final
 
-from spa_protocol.layout import DATAGRAM_SIZE, DEFAULT_PORT, TAG_SIZE, is_unicast
+from spa_protocol.carrier import UDP, Carrier
+from spa_protocol.layout import DEFAULT_PORT, TAG_SIZE, is_unicast
 from spa_server import bpf
 from spa_server.capture import CaptureError, links
-from spa_server.capture.datagram import Datagram
-from spa_server.capture.headers import UdpPacket, parse_packet
+from spa_server.capture.datagram import Datagram, datagram_of
+from spa_server.capture.headers import Carried, parse_carried
 from spa_server.capture.limit import PairLimit
 from spa_server.netlink import enlarge_receive_buffer
 
-_UDP_HEADER: Final = 8
 _SOL_PACKET: Final = 263
 _PACKET_STATISTICS: Final = 6
 _STATISTICS = struct.Struct("=II")
@@ -41,7 +43,12 @@ class InterfaceCapture:
     """A `KnockCapture` on one interface. Raises CaptureError when it cannot be opened."""
 
     def __init__(
-        self, interface: str, port: int = DEFAULT_PORT, limit: PairLimit | None = None
+        self,
+        interface: str,
+        port: int = DEFAULT_PORT,
+        limit: PairLimit | None = None,
+        *,
+        carriers: Iterable[Carrier] = (UDP,),
     ) -> None:
         self._name = interface
         self._listen = _open(interface)
@@ -56,7 +63,7 @@ class InterfaceCapture:
             self._link_type = _LINK_TYPES[hardware]
             self._index = socket.if_nametoindex(interface)
             enlarge_receive_buffer(sock, _RECEIVE_BUFFER)
-            _begin_with(sock, port)
+            _begin_with(sock, port, carriers)
         except CaptureError:
             self.close()
             raise
@@ -79,9 +86,9 @@ class InterfaceCapture:
             frame = self._read()
             if frame is None:
                 break
-            packet = self._judge(frame, now_us)
-            if packet is not None:
-                heard.append(self._datagram(packet, now_us))
+            carried = self._judge(frame, now_us)
+            if carried is not None:
+                heard.append(datagram_of(carried, now_us, self._index))
         return heard, self._lost()
 
     def _read(self) -> bytes | None:
@@ -101,26 +108,14 @@ class InterfaceCapture:
         sock: socket.socket = self._listen.ins
         return not sock.getsockname()[0]
 
-    def _judge(self, frame: bytes, now_us: int) -> UdpPacket | None:
-        """The datagram in a frame, if it may be one more of its source and tag."""
+    def _judge(self, frame: bytes, now_us: int) -> Carried | None:
+        """What a frame carries, if it may be one more of its source and tag."""
         inner = links.ip_of(self._link_type, frame)
-        packet = parse_packet(inner) if inner else None
-        if packet is None or not is_unicast(packet.source):
+        carried = parse_carried(inner) if inner else None
+        if carried is None or not is_unicast(carried.source):
             return None
-        tag = packet.payload[:TAG_SIZE]
-        return packet if self._limit.admits(packet.source.packed, tag, now_us) else None
-
-    def _datagram(self, packet: UdpPacket, now_us: int) -> Datagram:
-        return Datagram(
-            packet.payload,
-            packet.source,
-            packet.source_port,
-            packet.target,
-            packet.target_port,
-            "udp",
-            now_us,
-            self._index,
-        )
+        tag = carried.payload[:TAG_SIZE]
+        return carried if self._limit.admits(carried.source.packed, tag, now_us) else None
 
     def _lost(self) -> int:
         """Frames dropped for want of room since this was last asked: packet(7), tp_drops."""
@@ -145,7 +140,7 @@ def _open(interface: str) -> Any:
         raise CaptureError(f"{interface} cannot be captured from: {error.strerror}") from None
 
 
-def _begin_with(sock: socket.socket, port: int) -> None:
+def _begin_with(sock: socket.socket, port: int, carriers: Iterable[Carrier]) -> None:
     """Lets in knocks only: what came before the filter stood is read away behind a closed one."""
     sock.setblocking(False)
     bpf.attach(sock, bpf.DROP_ALL)
@@ -153,4 +148,4 @@ def _begin_with(sock: socket.socket, port: int) -> None:
         while True:
             sock.recv(_FRAME_SIZE)
     except BlockingIOError:
-        bpf.attach(sock, bpf.udp_filter(port, DATAGRAM_SIZE + _UDP_HEADER))
+        bpf.attach(sock, bpf.knock_filter(port, carriers))

@@ -22,8 +22,8 @@ import msgspec
 
 from spa_server import netlink
 from spa_server.capture import CaptureError
-from spa_server.capture.datagram import Datagram
-from spa_server.capture.headers import parse_packet
+from spa_server.capture.datagram import Datagram, datagram_of
+from spa_server.capture.headers import parse_carried
 from spa_server.netlink import NETLINK_NETFILTER, NFGENMSG, SOL_NETLINK, Message, NetlinkSocket
 
 KNOCK_GROUP: Final = 621
@@ -164,24 +164,13 @@ class NflogCapture:
         self._socket.close()
 
     def read_batch(self, limit: int, now_us: int) -> tuple[list[Datagram], int]:
-        """The knocks that wait. Which port they came to is the rule's choice."""
+        """The knocks that wait. By which carrier and to which port is the rules' choice."""
         batch = self._socket.read_batch(limit)
         heard = []
         for message in batch.messages:
-            packet = parse_packet(message.packet)
-            if packet is not None:
-                heard.append(
-                    Datagram(
-                        packet.payload,
-                        packet.source,
-                        packet.source_port,
-                        packet.target,
-                        packet.target_port,
-                        "udp",
-                        now_us,
-                        message.interface,
-                    )
-                )
+            carried = parse_carried(message.packet)
+            if carried is not None:
+                heard.append(datagram_of(carried, now_us, message.interface))
         return heard, batch.lost
 
 

@@ -36,7 +36,7 @@ def inspect(path: Path | None, file: Path, as_json: bool) -> None:
     with open_registry(config) as registry:
         directory = Directory(registry, serverkey.load(config.key), admission)
         directory.load(clock.now_us())
-        datagrams = read_capture(file, config.knock_port)
+        datagrams = read_capture(file, config.knock_port, config.carriers)
         found = inspection.inspect(datagrams, directory, admission, terms, config.freshness_s)
         for one in found:
             _print_inspected(one, as_json)

@@ -1,13 +1,14 @@
 """The gate as an nft script: a plan's values in the template `gate.nft`."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 from string import Template
 from typing import Final
 
 from spa_protocol.access import Access, Protocol
+from spa_protocol.carrier import Kind, ports_of
 from spa_server.firewall.plan import (
     GatePlan,
     Observed,
@@ -19,6 +20,7 @@ from spa_server.firewall.plan import (
 )
 
 TABLE: Final = "spa"
+_ANSWERS: Final = 0x5350  # "SP"
 _TO_THIS_HOST: Final = "{ local, broadcast, multicast, anycast }"
 _CHAIN: Final = re.compile(r"^\s*chain (\w+) \{", re.MULTILINE)
 _OBSERVED: Final = re.compile(
@@ -31,6 +33,8 @@ def render(plan: GatePlan) -> str:
     """What `nft -f -` loads to make the gate be as planned, in one transaction and in place."""
     return _template().substitute(
         knock_port=plan.knock_port,
+        carriers=_rules(_carrier_rules(plan)),
+        answers=_rules(_answer_rules(plan)),
         source_rate=plan.source_rate_per_s,
         source_burst=plan.source_burst,
         tag_rate=plan.tag_rate_per_s,
@@ -75,6 +79,50 @@ def _template() -> Template:
 
 def _rules(rules: list[str]) -> str:
     return _INDENT.join(rules) or "# none"
+
+
+def _carrier_rules(plan: GatePlan) -> list[str]:
+    datagrams, syns = _ports_beside(plan), ports_of(Kind.TCP_SYN, plan.carriers, plan.knock_port)
+    rules = []
+    if datagrams:
+        rules.append(f"udp dport {_numbers(datagrams)} goto hear_datagram")
+    if any(carrier.kind is Kind.ICMP for carrier in plan.carriers):
+        rules.append("meta l4proto { icmp, ipv6-icmp } goto hear_echo")
+    if syns:
+        flags = "tcp flags & (fin | syn | rst | ack) == syn"
+        rules.append(f"tcp dport {_numbers(syns)} {flags} goto hear_syn")
+    return rules
+
+
+def _answer_rules(plan: GatePlan) -> list[str]:
+    return [
+        f"udp sport {plan.knock_port} meta priority {_class(answer_priority(port))} "
+        f"udp sport set {port} meta priority set none notrack"
+        for port in _ports_beside(plan)
+    ]
+
+
+def _ports_beside(plan: GatePlan) -> list[int]:
+    """UDP ports beside the knock port."""
+    every = ports_of(Kind.UDP, plan.carriers, plan.knock_port)
+    return [port for port in every if port != plan.knock_port]
+
+
+def answer_priority(port: int) -> int:
+    """The priority (SO_PRIORITY) of an answer that is to leave from another UDP port.
+
+    Not one of the small numbers that sort packets into bands.
+    """
+    return _ANSWERS << 16 | port
+
+
+def _class(priority: int) -> str:
+    """As nft writes it: two halves in hex."""
+    return f"{priority >> 16:x}:{priority & 0xFFFF:x}"
+
+
+def _numbers(ports: Iterable[int]) -> str:
+    return f"{{ {', '.join(map(str, ports))} }}"
 
 
 def _cut_rules(plan: GatePlan) -> list[str]:

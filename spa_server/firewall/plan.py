@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Final, TypeAlias
 
 from spa_protocol.access import Access, Protocol
+from spa_protocol.carrier import UDP, Carrier
 from spa_protocol.layout import DEFAULT_PORT
 
 Network: TypeAlias = IPv4Network | IPv6Network
@@ -64,6 +65,8 @@ class GatePlan:
     whichever it enters by (fail closed, for when no default route is known), an empty tuple means
     that no forwarded traffic is judged.
 
+    `carriers` are those by which knocks are heard; UDP to the knock port always is.
+
     The limits are for knocks that carry an admitted tag, in packets: for each source with each
     tag, and for each tag from all sources together. Raises BadPlan.
     """
@@ -73,6 +76,7 @@ class GatePlan:
     cut: tuple[Access, ...] = ()
     outer: tuple[str, ...] | None = None
     observed: Observed = Observed()
+    carriers: tuple[Carrier, ...] = (UDP,)
     source_rate_per_s: int = 20
     source_burst: int = 20
     tag_rate_per_s: int = 1000
