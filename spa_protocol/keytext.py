@@ -100,7 +100,10 @@ class Invite:
     endpoint: Endpoint
 
     def reveal(self) -> str:
-        """The line to hand over. It is a secret: never in a log, never in an argument list."""
+        """The line to hand over. It is a secret, and belongs in no log.
+
+        Given to a program as an argument, others on the machine can see it: read it from stdin.
+        """
         packed = _pack(_INVITE_VERSION + self.token + self.server, str(self.endpoint), url=True)
         return f"{_INVITE_SCHEME}{self.endpoint}/{packed}"
 

@@ -13,6 +13,7 @@ from spa_server.commands import (
     explain,
     gate,
     host,
+    import_fwknop,
     policy,
     report,
     top,
@@ -67,5 +68,6 @@ for command in (
     check.check,
     report.report,
     asking.inspect,
+    import_fwknop.import_fwknop,
 ):
     main.add_command(command)

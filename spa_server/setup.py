@@ -2,17 +2,19 @@
 
 import os
 import pwd
+import shlex
 import shutil
-import socket
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from keys import schema, serverkey
+from keys.invite import WrittenHost, server_here
 from keys.registry import Registry
-from keys.serverkey import ServerKey
-from spa_protocol.keytext import Endpoint, ServerLine
+from keys.trouble import Trouble
+from spa_protocol.keytext import ServerLine
 from spa_server.config import CONFIG_PATH, Config, load_config
 
 DAEMON_USER: Final = "spa"
@@ -32,7 +34,9 @@ database = "spa.db"
 control = "control.sock"
 """
 _REST: Final = """\
+{host}
 # knock_port = 62201
+# carriers = ["udp"]            # where UDP is blocked, also "udp:53", "icmp", "tcp-syn"
 # capture = "nflog"             # or "interface:eth0"
 # outer = ["eth0"]              # left out: the interfaces that have a default route
 # shared_sources = []           # addresses behind which many stand; no hole is opened for them
@@ -57,11 +61,14 @@ max_lifetime = "8h"
 """
 
 
-def initialise(config_path: Path | None) -> Iterator[str]:
-    """Makes what is missing, and says what it made, a line each."""
+def initialise(config_path: Path | None, host: WrittenHost | None = None) -> Iterator[str]:
+    """Makes what is missing, and says what it made, a line each.
+
+    `host` is where clients knock, if a new configuration is to name it.
+    """
     path = config_path or CONFIG_PATH
     head = _USUAL if path == CONFIG_PATH else _ELSEWHERE
-    if _write_new(path, head + _REST):
+    if _write_new(path, head + _REST.format(host=_host_line(host))):
         yield f"made {path}"
     config = load_config(path)
     if _write_new(config.policy, _POLICY):
@@ -77,11 +84,45 @@ def initialise(config_path: Path | None) -> Iterator[str]:
         yield f"made {config.database}: the registry and the record"
 
 
-def server_line(config: Config, endpoint: Endpoint | None) -> ServerLine:
-    """The line that clients put into their configuration. Raises KeyFileError."""
-    key: ServerKey = serverkey.load(config.key)
-    where = endpoint or Endpoint(socket.getfqdn(), config.knock_port)
-    return ServerLine(key.public, where)
+def server_line(config_path: Path | None, host: WrittenHost | None) -> ServerLine:
+    """The line that clients put into their configuration. Raises Trouble.
+
+    Of the key only the public half is looked at, so root may ask while the key is the daemon's.
+    Without a port in `host`, it is the configuration's `knock_port`.
+    """
+    path = config_path or CONFIG_PATH
+    _check_key(load_config(path))
+    server = server_here(path, host)
+    return ServerLine(server.public, server.endpoint)
+
+
+def _host_line(host: WrittenHost | None) -> str:
+    if host is None:
+        return '# host = "db1.internal"         # where clients knock; left out: this host\'s name'
+    return f'host = "{host}"'
+
+
+def _check_key(config: Config) -> None:
+    """Raises Trouble where others can reach the key, or the daemon's user cannot use it."""
+    try:
+        status = config.key.stat()
+    except OSError:
+        return  # server_here says what is wrong with it
+    quoted = shlex.quote(str(config.key))
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        mode = f"{stat.S_IMODE(status.st_mode):04o}"
+        problem = f"{config.key} is open to other users (mode {mode})"
+        raise Trouble(problem, f"run: chmod 600 {quoted}")
+    if status.st_uid not in {os.geteuid(), 0, _daemon_uid()}:
+        hint = f"run: chown {DAEMON_USER} {quoted}"
+        raise Trouble(f"{config.key} belongs to another user than the daemon's", hint)
+
+
+def _daemon_uid() -> int | None:
+    """None where the host has no such user."""
+    with suppress(KeyError):
+        return pwd.getpwnam(DAEMON_USER).pw_uid
+    return None
 
 
 def _write_new(path: Path, text: str) -> bool:

@@ -17,6 +17,7 @@ from spa_protocol.layout import KEY_SIZE
 SK_NAME = b"sk-ssh-ed25519@openssh.com"
 SK_PROVIDERS = (
     os.environ.get("SPA_TEST_SK_PROVIDER", ""),
+    str(Path(__file__).parent.parent / "build" / "sk-dummy.so"),  # by scripts/prepare test
     "/usr/lib/openssh/regress/misc/sk-dummy/sk-dummy.so",  # Debian: openssh-tests
 )
 

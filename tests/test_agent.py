@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -21,12 +22,15 @@ from keys.agent import AgentTrouble, NotThere
 from keys.identity import Identity
 from keys.sshkey import CannotKnock, Reader, SshKey, Torn, string
 from keys.trouble import Trouble
+from spa_client import closing
+from spa_client.compose import SourceRule
 from spa_client.config import Host
 from spa_client.knocking import Knocking, patient
 from spa_client.patience import TOO_LATE_S, TRIES, PatientComposer, TooLate
 from spa_protocol import sshsig
+from spa_protocol.knock import Close
 from spa_protocol.publickey import PublicKey
-from spa_protocol.reason import Code
+from spa_protocol.reason import Code, Status
 from spa_protocol.sshsig import KeyType, Signature
 from tests.ssh_agents import (
     FakeAgent,
@@ -44,6 +48,7 @@ from tests.test_client_fake_server import (
     Script,
     grants,
     refuses,
+    says,
     says_nothing,
 )
 
@@ -644,9 +649,12 @@ class Home:
         (spa / "config.toml").write_text(f'[hosts.db1]\nserver = "{server.line}"\n')
 
     def knock(self, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.run("knock", "db1", "tcp/22", *options, **environment)
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("SPA_", "XDG_", "SSH_"))}
         return subprocess.run(
-            [*PROGRAM, "knock", "db1", "tcp/22", *options],
+            [*PROGRAM, *arguments],
             env={**kept, "HOME": str(self.directory), **environment},
             capture_output=True,
             text=True,
@@ -665,6 +673,20 @@ class TestTheClient:
             result = Home(tmp_path, who, server).knock(**real.environment)
         assert (result.returncode, result.stderr) == (0, "")
         assert not server.heard[0].knock.touched
+
+    def test_an_agent_that_goes_before_the_close_leaves_the_programs_exit_code(
+        self, real: RealAgent, key: Path, tmp_path: Path
+    ) -> None:
+        real.ssh_add(key)
+        who = made_of(key)
+        goes = ("sh", "-c", 'mv "$SSH_AUTH_SOCK" "$SSH_AUTH_SOCK.away"; exit 3')
+        with FakeServer(who, grants) as server:
+            home = Home(tmp_path, who, server)
+            argv = ("exec", "db1", "tcp/22", "--close", "-q", "--", *goes)
+            result = home.run(*argv, **real.environment)
+        assert result.returncode == 3
+        assert result.stderr.startswith("spa-client: not closed, and ends by itself: no ssh-agent")
+        assert len(result.stderr.splitlines()) == 1
 
     def test_without_the_agent_it_says_one_line(
         self, real: RealAgent, key: Path, tmp_path: Path
@@ -741,6 +763,43 @@ class TestTheClient:
         assert len(fake.heard) == touches
         assert [str(result.target) for result in results] == asked
         assert v4.refused == v6.refused == []
+
+    def test_closing_takes_a_touch_at_each_address_and_asks_again_for_a_late_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        security_key = SecurityKey()
+        who = identity.in_agent(KeyType.SK_ED25519, security_key.public)
+        told: list[str] = []
+        with (
+            FakeServer(who, grants) as v4,
+            FakeServer(who, grants, host="::1", port=v4.port) as v6,
+            FakeAgent(tmp_path / "a", holding(security_key)) as fake,
+        ):
+            v6.secret, v6.sender = v4.secret, v4.sender
+            monkeypatch.setenv("SSH_AUTH_SOCK", str(fake.path))
+            host = Host("db1", v4.line, "db1", tmp_path)
+            composer = patient(v4.composer(source=SourceRule.NONE))
+            both = [
+                Knocking(host, (server.target,), composer, 0.3).run().results[0]
+                for server in (v4, v6)
+            ]
+            for server in (v4, v6):
+                server.script = says(Status.CLOSED)
+            late = replace(
+                composer,
+                tell=told.append,
+                monotonic_s=iter([0, 0, 25, 25, 26, 26, 26, 27]).__next__,
+            )
+            story = closing.close(Knocking(host, (v4.target, v6.target), late, 0.3), both)
+        assert story is not None
+        assert story.exit_code == 0
+        assert [str(result.target) for result in story.results] == ["127.0.0.1", "::1"]
+        assert told == ["that came after 25 s, and the knock is stale; again, sooner"]
+        assert [isinstance(h.knock.request, Close) for h in (*v4.heard, *v6.heard)] == [
+            False,
+            True,
+        ] * 2
+        assert len(fake.heard) == 5
 
     def test_no_other_key_pays_for_it(self, tmp_path: Path) -> None:
         """Neither the agent's code nor the keyring is read for a key that signs by itself."""

@@ -16,8 +16,10 @@ import spa_client.cli
 import spa_server.cli
 from keys import identity
 from keys.completion import SHELLS, offering, script
+from keys.identity import Identity
 from keys.registry import opened
 from spa_client import config
+from spa_protocol.publickey import PublicKey
 from tests.test_client_fake_server import serving
 
 PROGRAMS = Path(sys.executable).parent
@@ -150,6 +152,32 @@ def test_who_is_in_the_registry_and_which_keys_there_are(
     assert keys_offers("grant alice d", where) == ["dba"]
     assert keys_offers("show w", environment) == ["work"]
     assert keys_offers("grant a", {**environment, "SPA_DATABASE": "/nowhere"}) == []
+
+
+def test_what_can_be_revoked_approved_or_replaced(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    database = tmp_path / "spa.db"
+    alice, bob = identity.generate().public, identity.generate().public
+    with opened(database, create=True) as registry:
+        registry.enroll("alice", alice, now_us=1, actor="root")
+        token = registry.create_invite(
+            "bob", expires_at_us=10**15, needs_approval=True, now_us=1, actor="root"
+        )
+        registry.redeem(Identity.from_invite(token).public.key_id, bob, 2)
+    where = {**environment, "SPA_DATABASE": str(database)}
+    assert keys_offers("revoke a", where) == ["alice", *_beginning("a", alice, bob)]
+    assert keys_offers(f"revoke {alice.key_id[:6]}", where) == [alice.key_id]
+    replaced = f"enroll alice --replaces {alice.key_id[:6]}"
+    assert keys_offers(replaced, where) == [alice.key_id]
+    for command in ("approve", "reject"):
+        assert keys_offers(f"{command} b", where) == ["bob", *_beginning("b", bob)]
+        assert keys_offers(f"{command} {bob.key_id[:6]}", where) == [bob.key_id]
+        assert keys_offers(f"{command} {alice.key_id[:6]}", where) == []
+
+
+def _beginning(letter: str, *keys: PublicKey) -> list[str]:
+    return [key.key_id for key in keys if key.key_id.startswith(letter)]
 
 
 def keys_offers(line: str, environment: Mapping[str, str]) -> list[str]:

@@ -77,6 +77,34 @@ def test_where_the_configuration_and_the_keys_are(
     assert found == [f"{expected}/config.toml", f"{expected}/keys"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody who is unknown")
+def test_a_user_without_a_home_is_told_what_to_set() -> None:
+    """As in a container that runs under any number."""
+    code = (
+        "import os; from click.testing import CliRunner\n"
+        "from spa_client.cli import main as client\n"
+        "from keys.cli import main as keys\n"
+        "asked = ((client, ['hosts']), (client, ['knock', 'x', 'ssh']), (keys, ['show']))\n"
+        "for main, argv in asked: main.get_command(None, argv[0])\n"
+        "os.environ.pop('HOME', None); os.setgid(54321); os.setuid(54321)\n"
+        "for main, argv in asked:\n"
+        "    done = CliRunner().invoke(main, argv); print(done.exit_code, done.output.strip())"
+    )
+    said = ": this user has no home directory; set HOME, or name the files"
+    programs = ("spa-client", "spa-client", "spa-keys")
+    assert python(code).splitlines() == [f"4 {program}{said}" for program in programs]
+
+
+def test_a_windows_that_does_not_know_its_user() -> None:
+    """`getpass` then looks for a module that is not there."""
+    code = (
+        "import os\n"
+        "for name in ('LOGNAME', 'USER', 'LNAME', 'USERNAME'): os.environ.pop(name, None)\n"
+        "from keys import newkey; print(newkey.user_name())"
+    )
+    assert elsewhere("win32", code) == "unknown\n"
+
+
 @pytest.mark.parametrize("platform", ELSEWHERE)
 def test_a_key_and_a_host_are_written_and_found_again(platform: str, tmp_path: Path) -> None:
     """Windows knows neither modes nor owners: nothing there may ask for them."""

@@ -12,6 +12,7 @@ import pytest
 import keys.cli
 import spa_client.cli
 import spa_server.cli
+from spa_client import carriers
 
 ROOT = Path(__file__).parent.parent
 MAN = ROOT / "man"
@@ -50,6 +51,12 @@ def test_every_command_and_option_is_in_its_man_page(page: str) -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("page", ["spa-client.1", "spa-keys.1"])
+def test_the_help_of_every_command_has_an_example(page: str) -> None:
+    told = {name: command.epilog or "" for name, command in commands(PAGES[page])}
+    assert [name for name in told if "Example" not in told[name]] == []
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_a_man_page_names_no_option_that_is_not_there(page: str) -> None:
     there = {"--help", "--version"}
@@ -73,6 +80,41 @@ def test_man_has_nothing_to_complain_about(page: str) -> None:
     )
     assert done.stderr == ""
     assert len(done.stdout) > 1000
+
+
+@pytest.mark.parametrize("page", ["spa-client.1", "spa-keys.1"])
+def test_every_environment_variable_is_in_its_man_page(page: str) -> None:
+    """Those of the options, and those that the code of the program names."""
+    named = {
+        param.envvar
+        for _, command in commands(PAGES[page])
+        for param in command.params
+        if isinstance(param, click.Option) and param.envvar
+    }
+    package = "spa_client" if page == "spa-client.1" else "keys"
+    for path in (ROOT / package).rglob("*.py"):
+        named |= set(re.findall(r'"(SPA_[A-Z_]+|SSH_AUTH_SOCK)"', path.read_text(encoding="utf-8")))
+    assert len(named) > 4
+    text = plain(page).partition(".SH ENVIRONMENT")[2].partition(".SH FILES")[0]
+    assert [name for name in sorted(named) if name not in text] == []
+
+
+def test_the_man_page_knows_each_timeout() -> None:
+    text = " ".join(plain("spa-client.1").split())
+    told = text.partition("How long to knock and wait for a reply:")[2].partition("A duration")[0]
+    for name, command in commands(spa_client.cli.main):
+        for param in command.params:
+            if isinstance(param, click.Option) and "--timeout" in param.opts:
+                before = told.partition(f" {name} ")[0]
+                assert re.findall(r"\d+(?:\.\d+)?", before)[-1] == f"{param.default:g}", name
+
+
+def test_the_protocol_says_how_long_a_client_waits() -> None:
+    first, second, *others = carriers.waits(5.0)
+    text = " ".join((ROOT / "docs" / "protocol.md").read_text(encoding="utf-8").split())
+    said = f"wait {first:g} s and {second:g} s after the first two, then a second each time"
+    assert said in text
+    assert set(others[:3]) == {1.0}
 
 
 def test_every_key_of_the_server_configuration_is_documented() -> None:

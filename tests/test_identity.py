@@ -662,7 +662,10 @@ class TestWriting:
         )
         command = [sys.executable, "-c", program, str(tmp_path / "a")]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        assert said == f"{tmp_path}/a cannot be written: file too large\n"
+        assert said == (
+            f"{tmp_path}/a cannot be written: file too large; see whether you may write to "
+            f"{tmp_path}, and whether its disk has room\n"
+        )
         assert list(tmp_path.iterdir()) == []
 
     def test_a_place_that_cannot_be_had(self, tmp_path: Path) -> None:

@@ -1,10 +1,18 @@
 """Setting a host up: what `spa-server init` makes, and what it leaves alone."""
 
+import os
+import pwd
+import socket
 import stat
 from pathlib import Path
 
+import pytest
+from click.testing import CliRunner, Result
+
 from keys import serverkey
+from keys.invite import WrittenHost, server_here
 from spa_protocol.keytext import Endpoint, ServerLine
+from spa_server import cli, setup
 from spa_server.config import load_config
 from spa_server.policy.load import load_policy
 from spa_server.setup import initialise, server_line
@@ -39,12 +47,85 @@ def test_the_starter_policy_is_sound_and_only_its_role_gets_in(tmp_path: Path) -
 
 
 def test_the_line_for_clients_holds_the_key_and_where_to_knock(tmp_path: Path) -> None:
-    list(initialise(tmp_path / "server.toml"))
-    config = load_config(tmp_path / "server.toml")
-    line = str(server_line(config, Endpoint("db1.internal", 4000)))
-    assert ServerLine.parse(line).public == serverkey.load(config.key).public
-    assert ServerLine.parse(line).endpoint == Endpoint("db1.internal", 4000)
-    assert server_line(config, None).endpoint.port == config.knock_port
+    path = tmp_path / "server.toml"
+    list(initialise(path))
+    line = server_line(path, WrittenHost.parse("db1.internal:4000"))
+    assert ServerLine.parse(str(line)) == line
+    assert line.public == serverkey.load(load_config(path).key).public
+    assert line.endpoint == Endpoint("db1.internal", 4000)
+
+
+def init(path: Path, *options: str) -> Result:
+    """The command itself."""
+    return CliRunner().invoke(cli.main, ["--config", str(path), "init", *options])
+
+
+@pytest.mark.parametrize(
+    ("host", "endpoint"),
+    [("db1", "db1:4000"), ("db1:5000", "db1:5000"), ("2001:db8::1", "[2001:db8::1]:4000")],
+)
+def test_the_port_is_that_of_the_configuration(tmp_path: Path, host: str, endpoint: str) -> None:
+    path = tmp_path / "server.toml"
+    list(initialise(path))
+    path.write_text(path.read_text().replace("# knock_port = 62201", "knock_port = 4000"))
+    done = init(path, "--host", host)
+    assert done.exit_code == 0, done.output
+    assert str(ServerLine.parse(done.stdout.strip()).endpoint) == endpoint
+
+
+def test_the_host_that_was_named_once_is_remembered(tmp_path: Path) -> None:
+    """Invites need no --host after it."""
+    path = tmp_path / "server.toml"
+    line = init(path, "--host", "db1.internal:5000").stdout
+    assert 'host = "db1.internal:5000"' in path.read_text().splitlines()
+    assert init(path).stdout == line
+    assert str(server_here(path, None).endpoint) == "db1.internal:5000"
+
+
+@pytest.mark.parametrize("host", ['""', '"db1:0"', '"a b"', "7", '["db1"]'])
+def test_a_host_that_is_none_is_refused(tmp_path: Path, host: str) -> None:
+    path = tmp_path / "server.toml"
+    path.write_text(f"host = {host}\n")
+    done = init(path)
+    assert done.exit_code == 4
+    assert f"{path}: host: expected " in done.stderr
+
+
+def test_a_host_that_has_no_name_is_told_to_say_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was made stays; the line alone is missing."""
+    monkeypatch.setattr(socket, "getfqdn", lambda: "localhost")
+    done = init(tmp_path / "server.toml")
+    assert (done.exit_code, done.stdout) == (4, "")
+    assert "this host has no name of its own; say where clients knock: --host NAME" in done.stderr
+    assert init(tmp_path / "server.toml", "--host", "db1").exit_code == 0
+
+
+def test_a_key_that_belongs_to_the_daemons_user_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root runs it, once more, after the file was given to the daemon."""
+    path, nobody = tmp_path / "server.toml", pwd.getpwnam("nobody")
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    list(initialise(path))
+    line = init(path, "--host", "db1").stdout
+    os.chown(tmp_path / "server.key", nobody.pw_uid, nobody.pw_gid)
+    refused = init(path, "--host", "db1")
+    assert refused.exit_code == 4
+    assert "belongs to another user than the daemon's; run: chown spa " in refused.stderr
+    monkeypatch.setattr(setup, "DAEMON_USER", "nobody")
+    assert init(path, "--host", "db1").stdout == line
+
+
+def test_a_key_that_others_can_read_is_not_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "server.toml"
+    list(initialise(path))
+    (tmp_path / "server.key").chmod(0o644)
+    done = init(path, "--host", "db1")
+    assert done.exit_code == 4
+    assert "is open to other users (mode 0644); run: chmod 600 " in done.stderr
 
 
 def test_a_key_that_was_made_before_is_kept(tmp_path: Path) -> None:

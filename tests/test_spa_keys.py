@@ -465,6 +465,28 @@ class TestReplacing:
             rf"\n{old} ends when the new key is first used, until \d{{4}}-\d\d-\d\dT", ended.out
         )
 
+    def test_the_list_shows_which_replaces_which(self, host: Host) -> None:
+        old, new = self.enrolled(host)
+        keys = {str(key["key"]): key for key in host.listed()}
+        assert [(keys[k]["replaced_by"], keys[k]["replaces"]) for k in (old, new)] == [
+            (new, []),
+            (None, [old]),
+        ]
+        lines = host.run("list").out.splitlines()
+        of_old = next(n for n, line in enumerate(lines) if line.startswith(f"alice     {old}"))
+        assert lines[of_old + 2] == f"  being replaced by {new}: ends at its first use"
+        assert f"  replaces {old} when it is first used" in lines
+        assert max(map(len, lines)) <= 80
+        with opened(host.database) as registry:
+            registry.replaced(new, T0)
+        assert "replace" not in host.run("list", "--all").out
+
+    def test_a_replaced_key_whose_overlap_is_over_is_shown_as_expired_alone(
+        self, host: Host
+    ) -> None:
+        self.enrolled(host, "--overlap", "0s")
+        assert "being replaced" not in host.run("list").out
+
     def test_enrolling_the_old_one_again_keeps_it(self, host: Host) -> None:
         line = keytext.format_key(identity.generate().public, "old")
         old = host.enroll("alice", line=line)
@@ -880,7 +902,7 @@ class TestExportAndImport:
         host.generate()
         _, path = self.export(host)
         line = self.unpack(host, host.keys / "default.key").trouble()
-        assert line.endswith("is no export, but the key of a client")
+        assert "is no export, but the key of a client; make one with 'spa-keys export'" in line
         path.rename(host.keys / "odd.key")
         assert "is an export, and no key; unpack it" in host.run("show", "odd").trouble()
 
@@ -1173,6 +1195,8 @@ class TestList:
             "expires_at": "2199-01-31T11:00:00Z",
             "revoked_at": None,
             "last_seen": None,
+            "replaced_by": None,
+            "replaces": [],
         }
 
     def test_revoked_keys_only_with_all(self, host: Host) -> None:
@@ -1233,6 +1257,37 @@ class TestList:
         assert host.run("list").trouble().startswith("there is no registry at")
         assert not host.database.exists()
 
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ("show --directory {file}", "{file}/default.key cannot be read: not a directory; name"),
+            (
+                "show --directory {no}",
+                "{no}/default.key does not exist; make one with 'spa-keys gen",
+            ),
+            ("import {directory}", "{directory} cannot be read: is a directory; name the file"),
+            ("import {no}", "{no} does not exist; make one with 'spa-keys export'"),
+            ("import {file}", "{file} is open to other users (mode 0644); run: chmod 600 {file}"),
+            ("enroll a --key-file {no}", "{no}: no such file or directory; name the file"),
+            ("enroll a --key-file {directory}", "{directory}: is a directory; name the file"),
+            ("enroll a --key-file {file}", "{file} has no line; expected one, 'spa-key"),
+            ("enroll --from {directory}", "{directory}: is a directory; name the file"),
+            ("generate x --no-passphrase --directory {file}", "{file}/x.key cannot be written: "),
+            ("generate x --ssh {no}", "{no}: no such file or directory; name the file"),
+            ("invite a --server-config {directory}", "{directory}: is a directory; name the file"),
+            ("invite a --server-config {no}", "{no}: no such file or directory; name the file"),
+        ],
+    )
+    def test_every_trouble_with_a_file_says_what_to_do(
+        self, host: Host, tmp_path: Path, arguments: str, said: str
+    ) -> None:
+        where = {name: str(tmp_path / name) for name in ("file", "directory", "no")}
+        (tmp_path / "file").touch(mode=0o644)
+        (tmp_path / "directory").mkdir()
+        line = host.run(*arguments.format(**where).split()).trouble()
+        assert line.startswith(said.format(**where))
+        assert "; " in line
+
     def test_into_a_closed_pipe(self, host: Host) -> None:
         host.enroll("alice")
         command = " ".join(map(shlex.quote, PROGRAM))
@@ -1244,7 +1299,43 @@ class TestList:
                 check=False,
             )
             assert ended.stderr == b""
-            assert ended.returncode in (0, 1, ExitCode.CLOSED_PIPE)
+            assert ended.returncode in (0, ExitCode.CLOSED_PIPE)
+
+    @pytest.mark.parametrize("arguments", ["list", "list --json", "--help", "show --help"])
+    def test_onto_a_full_disk(self, host: Host, arguments: str) -> None:
+        host.enroll("alice")
+        with Path("/dev/full").open("w") as full:
+            ended = subprocess.run(
+                [*PROGRAM, *arguments.split()],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=host.environment,
+                check=False,
+            )
+        assert ended.returncode == 4
+        assert ended.stderr == "spa-keys: no space left on device\n"
+
+    def test_streams_that_are_closed_are_nobody_elses(self, host: Host) -> None:
+        """The registry's file must not become standard output, nor a list be read from it."""
+        host.enroll("alice")
+        command = " ".join(map(shlex.quote, PROGRAM))
+        for arguments, closed, code in (
+            ("list", ">&- 2>&- <&-", 0),
+            ("list --json", ">&-", 0),
+            ("enroll bob --key-file -", "<&-", 4),
+            ("revoke alice", "<&- >&-", 0),
+        ):
+            ended = subprocess.run(
+                ["bash", "-c", f"{command} {arguments} {closed}"],
+                capture_output=True,
+                text=True,
+                env=host.environment,
+                check=False,
+            )
+            assert ended.returncode == code, ended
+            assert "bug" not in ended.stderr
+        assert [key["state"] for key in host.listed("--all")] == ["revoked"]
 
 
 class TestRevokeAndRoles:
@@ -1521,7 +1612,12 @@ class TestProgram:
             (
                 FileNotFoundError(2, "No such file or directory", "x"),
                 4,
-                "x: no such file or directory",
+                "x: no such file or directory; name the file that you mean",
+            ),
+            (
+                PermissionError(13, "Permission denied", "x"),
+                4,
+                "x: permission denied; run this as its owner",
             ),
             (OSError(28, "No space left on device"), 4, "no space left on device"),
             (OSError("odd"), 4, "odd"),
@@ -1722,7 +1818,7 @@ class TestText:
         assert lines == ["H     J", "a     x", "日本  y", "e\u0301     z", r"\x1b"]
 
     def test_an_empty_listing_is_its_heading(self) -> None:
-        assert listing.as_table([], {}, T0).startswith("IDENTITY  KEY")
+        assert listing.as_table([], {}, {}, T0).startswith("IDENTITY  KEY")
 
     def test_a_key_line_from_a_file(self, tmp_path: Path) -> None:
         public = identity.generate().public

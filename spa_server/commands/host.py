@@ -5,27 +5,32 @@ from pathlib import Path
 import click
 
 from keys.console import ExitCode, Parsed, Trouble, note, print_json, say, table
+from keys.invite import WrittenHost
 from keys.names import identity_name
-from spa_protocol.keytext import Endpoint
 from spa_server.commands.common import PROGRAM, ask, explained, json_option
 from spa_server.commands.gate import observing
 from spa_server.config import load_config
 
 
 @click.command()
-@click.option("--host", type=Parsed("host", Endpoint.parse), help="The name that clients knock at.")
+@click.option(
+    "--host",
+    metavar="HOST[:PORT]",
+    type=Parsed("host", WrittenHost.parse),
+    help="Where clients knock.  [default: this host's name, and the port of the configuration]",
+)
 @click.pass_obj
-def init(path: Path | None, host: Endpoint | None) -> None:
+def init(path: Path | None, host: WrittenHost | None) -> None:
     """Makes what a host needs, where it is missing, and prints the line for its clients."""
     from spa_server import setup
 
     with explained():
-        for made in setup.initialise(path):
+        for made in setup.initialise(path, host):
             note(made)
-        config = load_config(path)
-    say(str(setup.server_line(config, host)))
-    note("Give the line above to whoever is to knock here: spa-client add NAME 'spa-server ...'")
-    note("Then enrol a key, look at the policy, and: spa-server gate apply --confirm-within 60s")
+    say(str(setup.server_line(path, host)))
+    note("Next: let somebody in by one line, spa-keys invite NAME --role admin")
+    note("or by the line above: there, spa-client add NAME '...'; here, spa-keys enroll.")
+    note("Then look at the policy, and: spa-server gate apply --confirm-within 60s")
 
 
 @click.command()
