@@ -8,14 +8,13 @@
 BIN := .venv/bin
 
 .PHONY: demo test check unit integration bench bench-quick format clean
+.NOTPARALLEL:
 
 demo:
 	@scripts/prepare demo
 	@$(BIN)/python -m integration.demo
 
-test: ready check
-	$(BIN)/pytest tests -n 2
-	$(BIN)/pytest integration
+test: ready check unit integration
 
 check: ready
 	$(BIN)/ruff check .
@@ -23,11 +22,14 @@ check: ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# More run at a time than there are processors, for they often wait. In integration a module keeps
+# to one process; the tests that measure the machine, or touch it, have it alone afterwards.
 unit: ready
-	$(BIN)/pytest tests
+	$(BIN)/pytest tests -n 3
 
 integration: ready
-	$(BIN)/pytest integration
+	$(BIN)/pytest integration -n 4 --dist loadfile -m "not alone"
+	$(BIN)/pytest integration -m alone
 
 bench:
 	@scripts/prepare bench

@@ -19,8 +19,10 @@ from subprocess import CompletedProcess
 from typing import Any, Final
 
 from integration.lab import Address, Host, Lab, Running, wait_until
+from keys.trouble import Trouble
 from keys.when import rfc3339
 from spa_server import control
+from spa_server.config import load_config
 
 PROGRAMS: Final = Path(sys.executable).parent
 START_WITHIN_S: Final = 20.0
@@ -80,6 +82,11 @@ class Site:
         return self.directory / "server.toml"
 
     @property
+    def control(self) -> Path:
+        """Where the daemon answers, as server.toml has it."""
+        return load_config(self.config).control
+
+    @property
     def database(self) -> Path:
         """The path of the registry and the record."""
         return self.directory / "spa.db"
@@ -117,7 +124,11 @@ class Site:
         assert self.daemon is not None
         if self.daemon.process.poll() is not None:
             raise RuntimeError(f"the daemon ended: {self.daemon.output}")
-        return self.server("status", check=False).returncode == 0
+        try:
+            control.ask(self.control, {"do": "status"})
+        except Trouble:
+            return False
+        return True
 
     def stop(self, by: signal.Signals = signal.SIGTERM) -> None:
         """Ends the daemon: SIGKILL for an end without warning."""

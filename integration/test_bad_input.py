@@ -32,6 +32,7 @@ NOBODY: Final = (
     "--bounding-set=-all",
 )
 DAEMON_HINT: Final = "start it: systemctl start spa-server"
+MEANT: Final = "name the file that you mean"
 FIREWALL_HINT: Final = "is this run as root, with nft installed?"
 PORT_IS_TAKEN: Final = "udp port 62201 cannot be had: *; another program is bound to it"
 NAME_HINT: Final = "use 1 to 64 letters, digits and . _ @ + -, a letter or digit first"
@@ -57,8 +58,8 @@ SERVER: Final = [
     ("explain alice tcp/22 --from here", USAGE, "*'here' does not appear to be an IPv4 or*"),
     ("init --host 'a b'", USAGE, "*write host, host:port or [IPv6]:port*"),
     # Files
-    ("--config {d}/none.toml status", TROUBLE, "{d}/none.toml: no such file or directory"),
-    ("--config {d} status", TROUBLE, "{d}: is a directory"),
+    ("--config {d}/none.toml status", TROUBLE, "{d}/none.toml: no such file or directory; na*"),
+    ("--config {d} status", TROUBLE, f"{{d}}: is a directory; {MEANT}"),
     ("--config {d}/torn.toml status", TROUBLE, "{d}/torn.toml: not TOML: *(at line 1, column 14)"),
     ("--config {d}/bad.toml gate apply", TROUBLE, "{d}/bad.toml: outer: 'eth0;x' is no name of *"),
     ("--config {d}/no-policy.toml gate apply", TROUBLE, "{d}/none: no such file or directory"),
@@ -80,7 +81,7 @@ SERVER: Final = [
     (
         "--config {d}/bad-database.toml run",
         TROUBLE,
-        "{d}/server.toml is not a database; set `database` in server.toml to the registry's file",
+        "{d}/server.toml is not a database; set `database` in server.toml to the registry's *",
     ),
     ("--config {d}/bad-database.toml audit", TROUBLE, "{d}/server.toml is not a database; set*"),
     ("--config {d}/bad-database.toml check", TROUBLE, "{d}/server.toml is not a database; set*"),
@@ -139,19 +140,20 @@ CLIENT: Final = [
     ("add db1 hello", USAGE, "*not a server line; expected 'spa-server <base64> host:port'*"),
     # Files and keys
     ("hosts --config {h}/none.toml", TROUBLE, "{h}/none.toml: does not exist; see 'spa-client*"),
-    ("hosts --config {h}", TROUBLE, "{h}: is a directory"),
+    ("hosts --config {h}", TROUBLE, f"{{h}}: is a directory; {MEANT}"),
     ("hosts --config {h}/torn.toml", TROUBLE, "{h}/torn.toml: not TOML: *"),
     (
         "hosts --config {h}/bad.toml",
         TROUBLE,
-        "{h}/bad.toml: hosts.a.adress: is not known; expected server, address, key, source, access",
+        "{h}/bad.toml: hosts.a.adress: is not known; "
+        "expected server, address, key, source, access, carrier",
     ),
     ("knock site ssh --key none", TROUBLE, "{h}/.config/spa/keys/none.key does not exist; make*"),
-    ("knock site ssh --key {h}", TROUBLE, "{h} cannot be read: is a directory"),
+    ("knock site ssh --key {h}", TROUBLE, f"{{h}} cannot be read: is a directory; {MEANT}"),
     ("knock site ssh --key {h}/open.key", TROUBLE, "{h}/open.key is open to other users (mode 06*"),
     ("knock site ssh --key {h}/torn.key", TROUBLE, "{h}/torn.key is not a whole key file (*); ta*"),
-    ("knock site ssh --key {h}/no.key", TROUBLE, "{h}/no.key is no private key of this program"),
-    ("knock site ssh --key {d}/server.key", TROUBLE, "*holds the key of a server, not of a client"),
+    ("knock site ssh --key {h}/no.key", TROUBLE, "{h}/no.key is no private key of this program; *"),
+    ("knock site ssh --key {d}/server.key", TROUBLE, "*the key of a server, not of a client; *"),
     ("knock site ssh --key locked", TROUBLE, "*needs its passphrase and there is nobody to ask; *"),
     (
         "knock site ssh --key locked --passphrase-file {h}/wrong",
@@ -198,7 +200,7 @@ KEYS: Final = [
     ("enroll alice --key '{k}' --role 'x y'", USAGE, f"*'x y' cannot name a role; {NAME_HINT}*"),
     ("enroll alice --key '{k}' --expires soon", USAGE, "*'soon' is no moment; write it like 90d,*"),
     ("enroll alice --key '{k}' --expires 2001-01-01", USAGE, "*'2001-01-01' is past; an expiry *"),
-    ("enroll alice --key-file {h}/none", TROUBLE, "{h}/none: no such file or directory"),
+    ("enroll alice --key-file {h}/none", TROUBLE, "{h}/none: no such file or directory; name*"),
     ("grant carol ops", REFUSED, "there is no identity 'carol'; enroll a key for it first"),
     ("ungrant carol ops", REFUSED, "there is no identity 'carol'; enroll a key for it first"),
     ("revoke carol", REFUSED, "no identity or key is called 'carol'; see: spa-keys list --all"),
@@ -388,7 +390,7 @@ def test_not_root(scene: Scene) -> None:
             ),
             ("run", "*CAP_NET_ADMIN*"),
             ("gate remove --yes", f"the firewall: nft: *Operation not permitted*; {FIREWALL_HINT}"),
-            (f"--config {scene.site.config} status", f"{scene.site.config}: permission denied"),
+            (f"--config {scene.site.config} status", f"{scene.site.config}: permission denied; *"),
         ):
             done = scene.server.run([*program, *arguments.split()], check=False)
             check_line("spa-server", done, TROUBLE, expected)

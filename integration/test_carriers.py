@@ -222,6 +222,7 @@ def switches(pid: int) -> int:
 
 @both
 @pytest.mark.parametrize("carrier", CARRIERS)
+@pytest.mark.alone
 def test_junk_does_not_wake_the_daemon(scene: Scene, carrier: str, version: int) -> None:
     assert scene.site.daemon is not None
     time.sleep(0.2)

@@ -301,6 +301,7 @@ def test_a_key_that_a_wrong_clock_had_expire_is_heard_again(scene: Scene) -> Non
     assert scene.serves(alice)
 
 
+@pytest.mark.alone
 def test_the_kernel_wakes_the_daemon_when_the_clock_is_set(scene: Scene) -> None:
     """Nobody asks the daemon anything here, and no knock comes. The real clock is set to itself."""
     known = scene.settings()

@@ -264,12 +264,14 @@ def test_tcp_from_first_packet_to_last(scene: Scene, record: RecordSince, of: Of
     client, target = scene.client, of(scene.server)
     scene.alice.knock_at(client, target, f"tcp/{SSH}")
     with Tap(scene.server) as tap:
+        began_s = time.monotonic()
         with client.connection(target, SSH) as session:
             port = port_of(session)
             for _ in range(5):
                 assert echoes(session, b"x" * 300)
             time.sleep(0.5)
             assert echoes(session)
+        took_s = time.monotonic() - began_s
         time.sleep(0.2)
     [permitted] = record.lines("connection.permitted")
     [ended] = scene.ended(record, 1)
@@ -279,7 +281,7 @@ def test_tcp_from_first_packet_to_last(scene: Scene, record: RecordSince, of: Of
     counted = tap.figures(socket.IPPROTO_TCP, of(client), port, target, SSH)
     assert figures_in(ended) == counted
     assert counted["bytes_in"] > 1500
-    assert 0.5 <= ended["detail"]["duration_s"] < 1.5
+    assert 0.5 <= ended["detail"]["duration_s"] < took_s + 1
     assert ended["detail"]["state"] in {"time-wait", "close"}
     [used] = record.lines("hole.used")
     assert used["grant_id"] == permitted["grant_id"]
@@ -293,15 +295,17 @@ def test_udp_from_first_packet_to_last(scene: Scene, record: RecordSince, of: Of
     with Tap(scene.server) as tap, client.new_socket(family, socket.SOCK_DGRAM) as session:
         session.connect((str(target), WEB))
         port = port_of(session)
+        began_s = time.monotonic()
         for _ in range(7):
             assert echoes(session, b"y" * 200)
             time.sleep(0.05)
+        took_s = time.monotonic() - began_s
         time.sleep(0.2)
     [permitted] = record.lines("connection.permitted")
     [ended] = scene.ended(record, 1)
     assert facts(permitted) == facts(ended)
     assert figures_in(ended) == tap.figures(socket.IPPROTO_UDP, of(client), port, target, WEB)
-    assert 0.3 <= ended["detail"]["duration_s"] < 1.0
+    assert 0.3 <= ended["detail"]["duration_s"] < took_s + 0.6
 
 
 def test_a_port_that_is_published(scene: Scene, record: RecordSince) -> None:
@@ -544,6 +548,7 @@ def test_ends_that_the_kernel_had_to_throw_away(scene: Scene, record: RecordSinc
     assert all(line["reason"].startswith("its end was missed") for line in missed)
 
 
+@pytest.mark.alone
 def test_ends_of_others_cost_little(scene: Scene) -> None:
     """20,000 a second, for some seconds; as a share of one processor."""
     assert scene.site.daemon is not None
@@ -660,6 +665,7 @@ def test_whois_of_what_was_there_before_the_gate(lab: Lab) -> None:
         assert f"this host itself began the connection to {client.v4} port 4444" in told.stderr
 
 
+@pytest.mark.alone
 def test_whois_takes_less_than_five_milliseconds(scene: Scene) -> None:
     """Among a thousand live connections, and against `status` in the same run."""
     client, target = scene.client, scene.server.v4

@@ -142,6 +142,7 @@ def test_top_shows_the_hole_and_who_was_turned_away(scene: Scene) -> None:
     assert told["holes"][0]["identity"] == "alice"
 
 
+@pytest.mark.alone
 def test_a_flood_of_scrapes_does_not_hold_up_a_knock(scene: Scene) -> None:
     loop = f"""
 import threading, time, urllib.request as u

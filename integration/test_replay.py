@@ -168,9 +168,10 @@ def test_a_close_closes_nothing_when_it_is_replayed(scene: Scene, alice: Person)
     caller.ask("tcp/22")
     heard = scene.overheard(lambda: caller.ask("tcp/22", closing=True))
     assert (scene.client.v4, 22) not in scene.holes()
-    caller.ask("tcp/22", lifetime_s=2)
+    caller.ask("tcp/22", lifetime_s=60)
     assert_no_use(scene, caller.pen, heard)
     assert (scene.client.v4, 22) in scene.holes()
+    scene.site.server("close", "--identity", alice.name)
 
 
 def test_a_knock_that_eve_sends_first_opens_for_the_source_that_it_declares(

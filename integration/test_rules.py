@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import blake2b
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -253,13 +254,20 @@ def test_a_daemon_that_starts_with_a_broken_policy_takes_the_last_good_one(scene
     scene.site.write_policy(scene.site.policy.replace("[services]", "[services"))
     scene.site.start(env=scene.env)
     assert scene.site.status()["policy"].startswith("the last good one")
+    digest = blake2b(scene.site.policy.encode(), digest_size=32).hexdigest()
+    assert scene.site.events("daemon.started")[-1]["detail"]["digest"] == digest
     scene.set(MONDAY)
     assert scene.code(alice, "tcp/5432") is Code.GRANTED
     scene.site.write_policy(scene.site.policy)
     scene.site.server("reload")
     assert scene.site.status()["policy"] == "as in its file when it was read"
+    assert scene.site.events("policy.loaded")[-1]["detail"]["digest"] == digest
+    file = scene.site.directory / "policy.toml"
+    told = scene.server.run(["b2sum", "-l", "256", file]).stdout
+    assert told.split()[0] == digest
 
 
+@pytest.mark.alone
 def test_reloading_under_load_loses_no_knock_and_opens_none_wrongly(scene: Scene) -> None:
     """200 knocks a second, half of them for what only every second policy allows.
 

@@ -275,6 +275,7 @@ class TestSever:
         assert all(ended(pair.client) for pair in severed)
         others[-1].client.close()
 
+    @pytest.mark.alone
     def test_every_session_of_a_hole(self, street: Street) -> None:
         pairs = [street.tcp("ipv4", 7001) for _ in range(20)]
         started = time.monotonic()

@@ -47,6 +47,8 @@ def faketime(lab: Lab, clock: str | Path) -> dict[str, str]:
 
     Its monotonic clock is the kernel's, and so are the times of files. libfaketime 0.9.10 does not
     know that sleeping until a time of the monotonic clock, as Python does, is none of its business.
+    Nor is waiting for a condition until one: the fix that is forced on it for an older glibc has
+    threads wait for Python's lock without end, or not at all.
     """
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
     directory = lab.new_file("faketime")
@@ -61,6 +63,7 @@ def faketime(lab: Lab, clock: str | Path) -> dict[str, str]:
         source: str(clock),
         "FAKETIME_NO_CACHE": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "FAKETIME_FORCE_MONOTONIC_FIX": "0",
         "NO_FAKE_STAT": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(directory), os.environ.get("PYTHONPATH")])),
     }

@@ -15,7 +15,7 @@ A change to this module's tables is a new migration, never an edit of an old one
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -26,25 +26,33 @@ from keys.privatefile import adopt_owner, new_file
 from keys.trouble import Trouble
 
 BUSY_TIMEOUT_S: Final = 5.0
+TABLES: Final = ("identity", "identity_role", "key", "invite", "replacement", "registry_change")
 
 _AS_OWNER: Final = "run this as its owner or as root"
+_FROM_BACKUP: Final = "restore it from a backup"
 _EXPLAINED: Final = {
     "BUSY": ("is in use by another program", "try again"),
     "LOCKED": ("is in use by another program", "try again"),
     "READONLY": ("cannot be written", _AS_OWNER),
     "NOTADB": ("is not a database", "set --database to the registry's file"),
-    "CORRUPT": ("is damaged", "restore it from a backup"),
+    "CORRUPT": ("is damaged", _FROM_BACKUP),
     "FULL": ("cannot grow: the disk is full", "make room and try again"),
     "IOERR": ("cannot be read or written: the disk reports an error", "look at the system's log"),
     "PERM": ("may not be opened", _AS_OWNER),
     "CANTOPEN": ("cannot be opened", _AS_OWNER),
 }
 
+_DAMAGED: Final = {"CORRUPT", "NOTADB"}
+
 migrations: Final = Migrations("keys")
 
 
 class RegistryError(Trouble):
     """The registry cannot be used, or refuses a change; and why."""
+
+
+class Damaged(RegistryError):
+    """What is there is no database, or one that is broken."""
 
 
 @migrations(name="0001_registry")
@@ -136,7 +144,9 @@ def connect(path: Path, *, read_only: bool = False, create: bool = True) -> sqli
         hint = _AS_OWNER if isinstance(error, PermissionError) else "set --database"
         raise RegistryError(f"{error.filename or path}: {reason}", hint) from error
     if path.is_dir():
-        raise RegistryError(f"{path} is a directory", "set --database to a file in it")
+        raise Damaged(f"{path} is a directory", "set --database to a file in it")
+    if path.stat().st_size == 0:  # to SQLite that is a database without tables
+        raise Damaged(f"{path} is empty", _FROM_BACKUP)
     uri = f"file:{quote(str(path.absolute()))}?mode={'ro' if read_only else 'rw'}"
     connection = sqlite3.connect(uri, timeout=BUSY_TIMEOUT_S, isolation_level=None, uri=True)
     try:
@@ -194,9 +204,32 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", "")
-        kind = name.removeprefix("SQLITE_").partition("_")[0]
+        kind = "FULL" if is_full(error) else name.removeprefix("SQLITE_").partition("_")[0]
         what, hint = _EXPLAINED.get(kind, (f"cannot be used: {str(error).lower()}", ""))
-        raise RegistryError(f"{path} {what}", hint) from error
+        broken = Damaged if kind in _DAMAGED else RegistryError
+        raise broken(f"{path} {what}", hint) from error
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether it is room on the disk that SQLite wants, be it only for the index of its log."""
+    return getattr(error, "sqlite_errorname", "") in {"SQLITE_FULL", "SQLITE_IOERR_SHMSIZE"}
+
+
+def must_be_sound(path: Path, tables: Iterable[str]) -> None:
+    """Looks through tables and their indexes, page by page; changes nothing, not even by a log.
+
+    Reading them would find a page that is no page, but not one that belongs elsewhere. A file that
+    is not there is sound. Raises RegistryError (Damaged) and sqlite3.Error.
+    """
+    if not os.path.lexists(path):
+        return
+    with contextlib.closing(connect(path, read_only=True)) as connection:
+        there = {name for (name,) in connection.execute("select name from sqlite_master")}
+        for table in there.intersection(tables):
+            (found,) = connection.execute(f'pragma quick_check("{table}")').fetchone()
+            if found != "ok":
+                why = found.splitlines()[-1].lower()
+                raise Damaged(f"{path} is damaged: {why}", _FROM_BACKUP)
 
 
 def _known() -> set[str]:

@@ -1,26 +1,34 @@
 """Knocks in a ping or a SYN: packets by scapy, through a raw socket of Linux (CAP_NET_RAW).
 
-The socket is connected, so the kernel chooses the own address and the way, and hands over whatever
-comes from the target in the same protocol. An answer is the last 240 bytes of a packet, an echo
-reply or a reset (docs/protocol.md section 3.1): whether it is one, its seal says, and no header.
+The socket is connected, so the kernel chooses the own address and the way, and hands over what
+comes from the target in the same protocol; a filter keeps out what has not an answer's length, so
+that a download from the target does not fill the socket and crowd the answer out. An answer is the
+last 240 bytes of a packet, an echo reply or a reset (docs/protocol.md section 3.1): whether it is one, its seal says, and no header.
 
 A SYN leaves from a port that is bound meanwhile, so that it is nobody else's, and each from another
 one: to whatever follows connections on the way, each try is a new connection.
 """
 
+import ctypes
 import importlib
 import secrets
 import socket
+import struct
 import sys
 from dataclasses import replace
 from typing import Any, Final
 
 from keys.trouble import Trouble
 from spa_client.resolve import Target
-from spa_protocol.carrier import Carrier, Kind
+from spa_protocol.carrier import ECHO_HEADER_SIZE, Carrier, Kind
 from spa_protocol.layout import DATAGRAM_SIZE, Address
 
-_LONGEST_HEADERS: Final = 60 + 60
+_SHORTEST_ANSWER: Final = ECHO_HEADER_SIZE + DATAGRAM_SIZE  # IPv6 hands over no IP header
+_LONGEST_ANSWER: Final = 60 + 60 + DATAGRAM_SIZE
+_SO_ATTACH_FILTER: Final = 26
+_LOAD_LENGTH: Final = 0x80  # linux/filter.h: BPF_LD | BPF_W | BPF_LEN
+_IF_GREATER: Final = 0x25
+_RETURN: Final = 0x06
 _IP_HEADERS: Final = {4: 20, 6: 40}
 _WINDOW: Final = 64_240
 _INSTEAD: Final = "knock by udp:53 or udp:443 instead, where the server hears that"
@@ -51,6 +59,11 @@ class RawLine:
         except PermissionError:
             hint = f"run it as root or as spa-client(1), CARRIERS, says; or {_INSTEAD}"
             raise Trouble(f"the carrier {carrier} needs CAP_NET_RAW", hint) from None
+        try:
+            _let_in_lengths(self.socket, _SHORTEST_ANSWER, _LONGEST_ANSWER)
+        except OSError:
+            self.socket.close()
+            raise
 
     def connect(self) -> None:
         """Fixes the own address. Raises OSError."""
@@ -73,7 +86,7 @@ class RawLine:
 
     def unwrap(self, received: bytes) -> bytes:
         """The bytes that may be an answer."""
-        is_short = len(received) <= _LONGEST_HEADERS + DATAGRAM_SIZE
+        is_short = len(received) <= _LONGEST_ANSWER
         return received[-DATAGRAM_SIZE:] if is_short else b""
 
     def _echo(self, four: bool) -> Any:
@@ -108,6 +121,21 @@ class _Layers:
         self.IP, self.ICMP, self.TCP = inet.IP, inet.ICMP, inet.TCP
         self.IPv6, self.ICMPv6EchoRequest = inet6.IPv6, inet6.ICMPv6EchoRequest
         self.Raw = importlib.import_module("scapy.packet").Raw
+
+
+def _let_in_lengths(sock: socket.socket, shortest: int, longest: int) -> None:
+    """Has the kernel throw away packets of other lengths, in bytes. Raises OSError."""
+    steps = (
+        (_LOAD_LENGTH, 0, 0, 0),
+        (_IF_GREATER, 2, 0, longest),
+        (_IF_GREATER, 0, 1, shortest - 1),
+        (_RETURN, 0, 0, 0xFFFF),
+        (_RETURN, 0, 0, 0),
+    )
+    code = b"".join(struct.pack("=HBBI", *step) for step in steps)
+    buffer = ctypes.create_string_buffer(code)
+    program = struct.pack("@HP", len(steps), ctypes.addressof(buffer))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 def _layers(carrier: Carrier) -> _Layers:

@@ -42,6 +42,13 @@ class Mode(StrEnum):
     OBSERVE = "observe"
 
 
+class WhenFull(StrEnum):
+    """What the daemon does while the disk has no room for the record."""
+
+    DENY = "deny"
+    SERVE = "serve"
+
+
 class _AnomaliesTable(msgspec.Struct, forbid_unknown_fields=True):
     watch: bool = True
     threshold: _Share = 0.5
@@ -70,6 +77,7 @@ class _ServerFile(msgspec.Struct, forbid_unknown_fields=True):
     outputs: list[str] = []
     retention_days: _NoneOrMore = 400
     retention_mb: _NoneOrMore = 1024
+    when_disk_full: str = WhenFull.DENY
     anomalies: dict[str, Any] = {}
 
 
@@ -78,7 +86,8 @@ class Config:
     """The settings of one host, as `path` has them.
 
     `outer` None: the interfaces that have a default route. `observe` names services of the policy
-    which are observed whatever the mode is. `metrics` None: they are off.
+    which are observed whatever the mode is. `metrics` None: they are off. `serves_when_full`:
+    knocks are granted also while the disk has no room to record it.
     """
 
     path: Path
@@ -98,6 +107,7 @@ class Config:
     outputs: tuple[OutputSpec, ...]
     retention_days: int
     retention_mb: int
+    serves_when_full: bool
     anomalies: Watching
 
     @property
@@ -143,6 +153,8 @@ def _load(path: Path, *, may_be_missing: bool) -> Config:
             raise FileProblem(path, "outer", f"{name!r} is no name of a network interface")
     if read.mode not in set(Mode):
         raise FileProblem(path, "mode", 'expected "enforce" or "observe"')
+    if read.when_disk_full not in set(WhenFull):
+        raise FileProblem(path, "when_disk_full", 'expected "deny" or "serve"')
     if read.host is not None:
         _check_host(read.host, path)
     home = path.absolute().parent
@@ -166,6 +178,7 @@ def _load(path: Path, *, may_be_missing: bool) -> Config:
         outputs=tuple(_output(text, path) for text in read.outputs),
         retention_days=read.retention_days,
         retention_mb=read.retention_mb,
+        serves_when_full=read.when_disk_full == WhenFull.SERVE,
         anomalies=_anomalies(read.anomalies, path),
     )
 

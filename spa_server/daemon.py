@@ -31,6 +31,7 @@ from spa_server.config import Config
 from spa_server.connections import DENY_GROUP, PERMIT_GROUP
 from spa_server.conntrack import Conntrack
 from spa_server.control import ControlServer
+from spa_server.denialcounts import Reading
 from spa_server.firewall.routes import RouteWatch
 from spa_server.firewall.watch import RulesetWatch
 from spa_server.guard import Guard
@@ -39,6 +40,7 @@ from spa_server.snapshot import Snapshots
 _AT_ONCE: Final = 256
 _DRIFT_EVERY_S: Final = 300.0
 _ENDS_EVERY_S: Final = 0.1
+_PAUSE_S: Final = 1.0
 
 
 class _Readable(Protocol):
@@ -57,9 +59,11 @@ class Daemon:
         self._guard = Guard(config, self._answer)
         self._config = config
         self._timer: asyncio.TimerHandle | None = None
+        self._pause_until_s = 0.0
         self._loading: asyncio.Task[None] | None = None
         self._drifting: asyncio.Task[None] | None = None
         self._finding: asyncio.Task[None] | None = None
+        self._counting: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -77,7 +81,7 @@ class Daemon:
                 await self._stopping.wait()
                 self._guard.stop()
         finally:
-            for task in (self._loading, self._drifting, self._finding):
+            for task in (self._loading, self._drifting, self._finding, self._counting):
                 if task is not None:
                     task.cancel()
             await control.stop()
@@ -104,7 +108,7 @@ class Daemon:
         guard = self._guard
         self._on(capture, lambda: guard.hear(lambda now_us: capture.read_batch(_AT_ONCE, now_us)))
         self._on(permits, lambda: self._logged(permits, guard.recorder.permitted))
-        self._on(denials, lambda: self._logged(denials, guard.recorder.denied))
+        self._on(denials, lambda: self._denied(denials))
         self._on(ruleset, lambda: guard.ruleset_changed() if ruleset.read() else None)
         self._on(routes, lambda: guard.routes_changed() if routes.read() else None)
         self._on(settings, lambda: self._clock_set(settings))
@@ -143,6 +147,20 @@ class Daemon:
     def _hear_permits(self, permits: NflogSocket) -> None:
         while self._logged(permits, self._guard.recorder.permitted):
             pass
+
+    def _denied(self, denials: NflogSocket) -> None:
+        if self._logged(denials, self._guard.recorder.denied):
+            self._guard.counts.stir(clock.monotonic_s())
+
+    async def _count_denials(self, read: Callable[[], Reading | None]) -> None:
+        reading = None
+        try:
+            reading = await asyncio.to_thread(read)
+        except Exception:
+            traceback.print_exc()  # the daemon lives on without
+        for _ in self._guard.counts.enter(reading, clock.monotonic_s):
+            await asyncio.sleep(0)
+        self._after()
 
     async def _watch_drift(self) -> None:
         """Looks for drift at once, and then every few minutes: in a thread, since it blocks."""
@@ -194,21 +212,28 @@ class Daemon:
             print(f"spa-server: the policy in force stays; {problem}", file=sys.stderr)
 
     def _safely(self, act: Callable[[], object]) -> None:
-        """Whatever goes wrong with one thing, the daemon goes on to the next."""
+        """Whatever goes wrong with one thing, the daemon goes on to the next.
+
+        What is overdue then stays so: it is tried again after a second, and not at once.
+        """
         try:
             act()
         except Exception:
             traceback.print_exc()
+            self._pause_until_s = clock.monotonic_s() + _PAUSE_S
         self._after()
 
     def _after(self) -> None:
-        """Sets the one timer to what is due next, and loads tags that are missing."""
+        """Sets the one timer to what is due next; loads tags that are missing, and counts."""
         if self._guard.needs_tags() and (self._loading is None or self._loading.done()):
             self._loading = asyncio.create_task(self._load_tags())
+        if self._guard.counts.is_due(clock.monotonic_s()):
+            self._counting = asyncio.create_task(self._count_denials(self._guard.counts.begin()))
         if self._timer is not None:
             self._timer.cancel()
         loop = asyncio.get_running_loop()
-        delay_s = max(0.0, self._guard.next_wake_s() - clock.monotonic_s())
+        wake_s = max(self._guard.next_wake_s(), self._pause_until_s)
+        delay_s = max(0.0, wake_s - clock.monotonic_s())
         self._timer = loop.call_later(delay_s, self._safely, self._guard.tick)
 
     async def _load_tags(self) -> None:

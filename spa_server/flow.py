@@ -27,8 +27,13 @@ class Flow:
     @property
     def access(self) -> str:
         """tcp/22, as the record writes it."""
-        label = _OTHERS.get(self.protocol) or Protocol(self.protocol).label
-        return f"{label}/{self.port}"
+        return access_text(self.protocol, self.port)
+
+
+def access_text(protocol: int, port: int) -> str:
+    """What the record calls a port of a protocol that has ports. Raises ValueError for others."""
+    label = _OTHERS.get(protocol) or Protocol(protocol).label
+    return f"{label}/{port}"
 
 
 def parse_flow(packet: bytes) -> Flow | None:

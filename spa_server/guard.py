@@ -6,6 +6,7 @@ reads the clock once, acts and returns; what failed for a while is tried again a
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
@@ -17,6 +18,7 @@ from spa_protocol.layout import EPOCH_S, Address, epoch_of
 from spa_server import clock, sessions, trial
 from spa_server.admission import Admission
 from spa_server.anomaly import lookout
+from spa_server.audit import lastrun
 from spa_server.audit.checkpoint import record_key
 from spa_server.audit.denials import Denials, beside
 from spa_server.audit.ledger import Ledger, LedgerError
@@ -28,6 +30,7 @@ from spa_server.audit.upkeep import Upkeep, note_in
 from spa_server.capture.datagram import Datagram
 from spa_server.config import Config
 from spa_server.connections import ConnectionLog
+from spa_server.denialcounts import DenialCounts
 from spa_server.directory import Directory
 from spa_server.doorkeeper import Moment
 from spa_server.driftwatch import Drift, DriftWatch
@@ -55,6 +58,8 @@ _CLOCK_STEP_US: Final = 1_000_000
 _NOT_CONFIRMED: Final = "the new one was not confirmed"
 _BUSY_MS: Final = 1000
 _ADDRESSES_REMEMBERED: Final = 4096
+# What knocks are judged by. The record is far larger: `audit verify` looks through that.
+_JUDGED_BY: Final = (*schema.TABLES, "burned", "burned_floor")
 
 
 class Guard:
@@ -63,6 +68,7 @@ class Guard:
 
     def __init__(self, config: Config, answer: Answerer) -> None:
         self.config = config
+        schema.must_be_sound(config.database, _JUDGED_BY)
         connection = schema.connect(config.database)
         connection.execute(f"pragma busy_timeout = {_BUSY_MS}")
         self.registry = Registry(connection)
@@ -75,7 +81,9 @@ class Guard:
             unrecorded=config.unrecorded,
             boot_id=clock.boot_id(),
             denials=self.denials,
+            serves_when_full=config.serves_when_full,
         )
+        self._broken_off_at_us = lastrun.broken_off_at_us(connection)
         server_key = serverkey.load(config.key)
         self.upkeep = Upkeep(
             self.ledger,
@@ -86,6 +94,7 @@ class Guard:
             note=note_in(config.control.parent),
         )
         self.meter = Meter()
+        self.counts = DenialCounts(self.denials, self.meter.counted)
         self.outputs = Outputs(config.outputs)
         self.ledger.observers += [self.meter.written, self.outputs.written]
         self.lookout = lookout.begin(config.anomalies, config.database, self.ledger)
@@ -143,7 +152,9 @@ class Guard:
         self.ledger.end_other_boots(now_us)
         self.keeper.adopt(self.ledger.live_grants())
         self.recorder.recall(self.keeper.book)
-        self.ledger.note([Record(Event.DAEMON_STARTED, now_us)], now_us)
+        self.ledger.note(
+            [lastrun.started(now_us, self._broken_off_at_us, self.policy.digest)], now_us
+        )
         if self.rulebook.problem is not None:
             self._note_refused(self.rulebook.problem, now_us)
         self.keeper.expire(now_us)
@@ -158,10 +169,12 @@ class Guard:
         now_us = clock.now_us()
         self.reception.flush_refusals(now_us)
         self.recorder.close(now_us)
+        self.counts.close()
         if self.lookout is not None:
             self.lookout.close(now_us)
         self.ledger.note([Record(Event.DAEMON_STOPPED, now_us)], now_us)
         self.upkeep.close(now_us)
+        self.ledger.close()
         self.outputs.close()
 
     # What comes
@@ -169,7 +182,7 @@ class Guard:
     def hear(self, read: Callable[[int], tuple[list[Datagram], int]]) -> None:
         """Judges and answers what a capture has read; `read` is handed the time.
 
-        It is read first: what cannot be judged, because the registry cannot be read, is dropped.
+        It is read first, so that what cannot be judged is dropped.
         """
         self.meter.heard()
         datagrams, lost = read(clock.now_us())
@@ -197,10 +210,20 @@ class Guard:
         known_us, self._offset_us = self._offset_us, clock.offset_us()
         if _is_step(known_us, self._offset_us):
             self._clock_was_set(self._offset_us - known_us)
-        version = self.ledger.data_version()
-        if version != self._data_version:
-            self._refresh_directory(clock.now_us())
-            self._data_version = version
+        with self._reading_the_registry():
+            version = self.ledger.data_version()
+            if version != self._data_version:
+                self._refresh_directory(clock.now_us())
+                self._data_version = version
+            self.ledger.distrust("")
+
+    @contextmanager
+    def _reading_the_registry(self) -> Iterator[None]:
+        """While it cannot be read nothing is granted, and the ledger says why."""
+        try:
+            yield
+        except (LedgerError, sqlite3.Error) as error:
+            self.ledger.distrust(f"the registry cannot be read: {error}")
 
     def _clock_was_set(self, by_us: int) -> None:
         """Every tag in the kernel has a timeout by the old clock: they are laid anew.
@@ -294,7 +317,8 @@ class Guard:
         self.policy = policy
         self.reception.terms = self._terms()
         self.gatehouse.held = None
-        self.ledger.note([Record(Event.POLICY_LOADED, now_us, reason=why)], now_us)
+        loaded = Record(Event.POLICY_LOADED, now_us, reason=why, detail={"digest": policy.digest})
+        self.ledger.note([loaded], now_us)
         if gate_too or self.gatehouse.is_wanted:
             self.enforcement.apply(policy, now_us)
         self._end_disallowed(now_us)
@@ -368,8 +392,8 @@ class Guard:
         )
         moments_us += [due_us for due_us in dues_us if due_us is not None]
         wakes_s = [now_s + max(0, moment_us - now_us) / 1_000_000 for moment_us in moments_us]
-        end_s = self.keeper.book.next_end_s()
-        wakes_s += [] if end_s is None else [end_s]
+        ends_s = (self.keeper.book.next_end_s(), self.counts.due_at_s())
+        wakes_s += [end_s for end_s in ends_s if end_s is not None]
         if self.enforcement.in_doubt or self.ledger.is_behind:
             wakes_s.append(self._try_again_at_s)
         return min(wakes_s)
@@ -381,7 +405,8 @@ class Guard:
         self.keeper.expire(now_us)
         expiry_us = self.directory.next_expiry_us()
         if expiry_us is not None and expiry_us <= now_us:
-            self._refresh_directory(now_us)
+            with self._reading_the_registry():
+                self._refresh_directory(now_us)
         if losses := self.outputs.losses(now_us):
             self.ledger.note(losses, now_us)
         if self.reception.refusals.is_due(now_us):

@@ -7,11 +7,12 @@ bounded, whoever sends what. spa_server/metrics.py and `spa-server top` show it.
 
 from bisect import bisect_left
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Final
 
+from spa_server.audit.folding import Counted
 from spa_server.audit.record import Event, Record
 
 BOUNDS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1.0)
@@ -86,14 +87,22 @@ class Meter:
     def _denied(self, record: Record) -> None:
         count = _count(record, "further", "count")
         self.denied[record.event] += count
-        kind = (record.source or "", record.access or "")
+        self._came_from((record.source or "", record.access or ""), count, record.at_us)
+
+    def counted(self, event: Event, counts: Iterable[Counted], now_us: int) -> None:
+        """Denials that the kernel has counted, of which there are no records."""
+        for source, _, access, count in counts:
+            self.denied[event] += count
+            self._came_from((source or "", access or ""), count, now_us)
+
+    def _came_from(self, kind: tuple[str, str], count: int, at_us: int) -> None:
         known = self.sources.pop(kind, None)
         if known is None:
-            known = Denied(0, record.at_us)
+            known = Denied(0, at_us)
             if len(self.sources) >= _MAX_DENIED:
                 del self.sources[next(iter(self.sources))]
         known.packets += count
-        known.last_us = record.at_us
+        known.last_us = at_us
         self.sources[kind] = known
 
     def _lost(self, record: Record) -> None:

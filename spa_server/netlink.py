@@ -263,13 +263,16 @@ class NetlinkSocket:
         A dump that was overtaken by a change is asked for again. Raises NetlinkError.
         """
         for _ in range(_DUMP_ATTEMPTS):
-            answers = self._dump_once(kind, payload)
+            answers = self.dump_once(kind, payload)
             if not any(answer.flags & _NLM_F_DUMP_INTR for answer in answers):
                 return [answer for answer in answers if answer.kind != _NLMSG_DONE]
         raise NetlinkError(errno.EAGAIN, "it kept changing while it was read")
 
-    def _dump_once(self, kind: int, payload: bytes) -> list[Message]:
-        """Every answer up to and with the one that ends the dump."""
+    def dump_once(self, kind: int, payload: bytes) -> list[Message]:
+        """Every answer up to and with the one that ends the dump. Raises NetlinkError.
+
+        It may be torn: what was changed meanwhile may be missing, or there twice.
+        """
         answers = []
         for answer in self._answers(kind, _NLM_F_DUMP, payload):
             if failure := failure_in(answer):

@@ -64,12 +64,14 @@ def _status(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
         "holes": len(guard.keeper.book.holes()),
         "connections": len(guard.connections.live),
         "policy": _policy(guard),
+        "policy_digest": guard.policy.digest,
         "reviews_due": len(guard.policy.reviews_due(datetime.now(UTC).date())),
         "roles": len(guard.policy.roles),
         "remembered": len(guard.reception.window),
         **{name: count.packets for name, count in sorted(counters.items())},
         "lost": guard.recorder.lost,
         "record": "behind" if guard.ledger.is_behind else "written",
+        "record_trouble": guard.ledger.trouble,
     }
 
 

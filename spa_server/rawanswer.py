@@ -7,6 +7,7 @@
 
 Whatever follows connections on the way (a NAT, a firewall) lets both through to whoever sent the
 ping or the SYN. They leave by raw sockets, which hear nothing. CAP_NET_RAW is needed to open them.
+Their priority tells the gate to keep them from conntrack, which has not seen what they answer.
 docs/decisions/0013-carriers.md says why.
 """
 
@@ -20,6 +21,7 @@ from spa_protocol.carrier import TCP_HEADER_SIZE, Carrier, Kind
 from spa_protocol.layout import Address
 from spa_server import bpf
 from spa_server.capture.datagram import Datagram
+from spa_server.firewall.gate import RAW_ANSWER_PRIORITY
 
 _SO_LOCK_FILTER: Final = 44
 _IPV6_CHECKSUM: Final = 7
@@ -114,6 +116,7 @@ def _deaf_socket(family: int, protocol: int) -> socket.socket | None:
     try:
         bpf.attach(sock, bpf.DROP_ALL)
         sock.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, RAW_ANSWER_PRIORITY)
         if (family, protocol) == (socket.AF_INET6, socket.IPPROTO_TCP):
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_CHECKSUM, _CHECKSUM_OF_TCP)
     except BaseException:

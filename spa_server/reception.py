@@ -26,7 +26,8 @@ from spa_protocol.reply import Reply
 from spa_server import ruling as rulings
 from spa_server.admission import Admission
 from spa_server.audit import wording
-from spa_server.audit.ledger import Batch, Ledger, LedgerError
+from spa_server.audit.backlog import Batch
+from spa_server.audit.ledger import Ledger, LedgerError
 from spa_server.audit.record import Event, Record
 from spa_server.capture.datagram import Datagram
 from spa_server.doorkeeper import Moment, Verdict, judge

@@ -3,10 +3,13 @@
 A policy that cannot be read, or that fails one of its own tests, is never put in force: the one
 that is stays. So that a restart in the meantime locks nobody out, each policy that comes into
 force is kept beside the database, and a daemon that begins with a broken one takes the last good.
+Each bears the digest of its text, so that the record can say which was in force.
 """
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 
 from keys import privatefile, tomlfile
@@ -65,4 +68,5 @@ class Rulebook:
 
 
 def _parse(text: str, path: Path) -> Policy:
-    return parse_policy(tomlfile.parse(text, path), path, lines_of(text))
+    policy = parse_policy(tomlfile.parse(text, path), path, lines_of(text))
+    return replace(policy, digest=blake2b(text.encode(), digest_size=32).hexdigest())

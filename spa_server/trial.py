@@ -7,17 +7,21 @@ and waits for the time to be over. The mark `gate.pending` says what it goes bac
 
 import json
 import secrets
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from keys.trouble import Trouble
 from spa_server import control
 from spa_server.config import Config, load_config
 from spa_server.firewall.kernel import Gate
 from spa_server.gatehouse import Gatehouse
+
+_ENDS: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +46,20 @@ def begin(config: Config, config_path: Path | None, gate: Gate, within_s: float)
         before = gate.ruleset() if gate.is_loaded() else None
         trial = Trial(token, before, config.gate_wanted.exists())
     config.gate_pending.parent.mkdir(parents=True, exist_ok=True)
-    config.gate_pending.write_text(json.dumps(asdict(trial)), encoding="utf-8")
     named = [] if config_path is None else [str(config_path)]
-    subprocess.Popen(
-        [sys.executable, "-m", "spa_server.trial", trial.token, str(within_s), *named],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    # A hangup must not come between the mark and the process that takes it away.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
+    try:
+        config.gate_pending.write_text(json.dumps(asdict(trial)), encoding="utf-8")
+        subprocess.Popen(
+            [sys.executable, "-m", "spa_server.trial", trial.token, str(within_s), *named],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def waiting(config: Config) -> Trial | None:
@@ -81,8 +90,18 @@ def take_back(config: Config, gate: Gate, token: str) -> bool:
     return True
 
 
+def _forget_what_was_meant_for_the_operator() -> None:
+    """A signal that came before the process was in a session of its own still waits for it."""
+    for each in _ENDS:
+        signal.signal(each, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)
+    for each in _ENDS:
+        signal.signal(each, signal.SIG_DFL)
+
+
 def main(token: str, within_s: str, config_path: str | None = None) -> None:
     """The process that waits: SIGHUP of the operator's terminal does not reach it."""
+    _forget_what_was_meant_for_the_operator()
     time.sleep(float(within_s))
     config = load_config(Path(config_path) if config_path else None)
     take_back(config, Gate(), token)

@@ -13,9 +13,10 @@ from typing import Final
 
 from keys import schema
 from keys.registry import Registry
+from spa_server.audit.backlog import Batch
 from spa_server.audit.checkpoint import record_key
 from spa_server.audit.denials import Denials
-from spa_server.audit.ledger import Batch, Ledger, LedgerError
+from spa_server.audit.ledger import Ledger, LedgerError
 from spa_server.audit.record import Event, Record
 from spa_server.audit.reserve import Reserve
 from spa_server.audit.upkeep import RETRY_US, Upkeep

@@ -9,8 +9,9 @@ from keys.registry import Registry
 from spa_protocol.access import Access
 from spa_server import clock
 from spa_server.audit import wording
+from spa_server.audit.backlog import Batch
 from spa_server.audit.denials import Denials, beside
-from spa_server.audit.ledger import Batch, Ledger
+from spa_server.audit.ledger import Ledger
 from spa_server.audit.record import Event, Record
 from spa_server.grants import Grant
 from spa_server.policy.model import Sessions

@@ -64,6 +64,17 @@ def test_everything_can_be_said(file: Path) -> None:
     assert (config.mode, config.observe) == (Mode.OBSERVE, ("postgres", "ssh"))
 
 
+def test_what_becomes_of_knocks_when_the_disk_is_full(file: Path) -> None:
+    file.touch()
+    assert not load_config(file).serves_when_full
+    for word, serves in (("deny", False), ("serve", True)):
+        file.write_text(f'when_disk_full = "{word}"\n')
+        assert load_config(file).serves_when_full == serves
+    file.write_text('when_disk_full = "panic"\n')
+    with pytest.raises(FileProblem, match='expected "deny" or "serve"'):
+        load_config(file)
+
+
 def test_no_interface_is_an_outer_one_where_the_list_is_empty(file: Path) -> None:
     """Other than no list: then those with a default route are."""
     file.write_text("outer = []\n")

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from keys import schema
 from spa_server.audit.asking import Filter, ask
+from spa_server.audit.backlog import Batch
 from spa_server.audit.denials import BURST, LINES_AN_HOUR, Denials, beside, is_denial
 from spa_server.audit.folding import MAX_SEEN, Folding, Kind, Level, Line, network_of
-from spa_server.audit.ledger import Batch, Ledger, LedgerError
+from spa_server.audit.ledger import Ledger, LedgerError
 from spa_server.audit.record import Event, Record
 from tests.test_ledger import BURN, GRANT, Book, big
 from tests.world import NOW_US, SECOND

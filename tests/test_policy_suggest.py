@@ -22,8 +22,9 @@ from spa_protocol.layout import Address
 from spa_protocol.reason import Code
 from spa_server import clock
 from spa_server.audit import wording
+from spa_server.audit.backlog import Batch
 from spa_server.audit.denials import Denials, beside
-from spa_server.audit.ledger import Batch, Ledger
+from spa_server.audit.ledger import Ledger
 from spa_server.audit.record import Event, Record
 from spa_server.commands.policy_suggest import suggest
 from spa_server.grants import Grant

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from spa_server.audit import retention
+from spa_server.audit.backlog import Batch
 from spa_server.audit.checkpoint import record_key
-from spa_server.audit.ledger import Batch
 from spa_server.audit.record import Event, Record
 from spa_server.audit.retention import SLICE, Retention, size_of
 from spa_server.audit.upkeep import TRIM_EVERY_US, Upkeep

@@ -1,6 +1,7 @@
 """The rulebook: the policy in its file, or the last that was good."""
 
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ def test_a_sound_policy_is_taken_and_kept(config: Config) -> None:
     book = Rulebook(config, lambda _identity: frozenset({"ops"}))
     assert set(book.begin().roles) == {"ops"}
     assert book.problem is None
+    assert book.begin().digest == blake2b(GOOD.encode(), digest_size=32).hexdigest()
     kept = config.database.parent / "policy.good.toml"
     assert kept.read_text() == GOOD
     assert kept.stat().st_mode & 0o077 == 0

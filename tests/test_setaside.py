@@ -6,7 +6,6 @@ import re
 import secrets
 import socket
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -66,6 +65,8 @@ class Site:
                 content[:4096] = random.Random(1).randbytes(4096)
             case "the end":
                 del content[len(content) // 2 :]
+            case "nothing":
+                content.clear()
             case "all":
                 content[:] = b"x" * 5000
         self.database.write_bytes(content)
@@ -77,12 +78,12 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+def site(tmp_path: Path) -> Site:
     (tmp_path / "run").mkdir()
     return Site(tmp_path)
 
 
-@pytest.mark.parametrize("what", ["a page", "the head", "the end", "all"])
+@pytest.mark.parametrize("what", ["a page", "the head", "the end", "all", "nothing"])
 def test_it_is_set_aside_as_it_is_and_a_new_one_begun(site: Site, what: str) -> None:
     content = site.damage(what)
     before_us = clock.now_us()
@@ -169,6 +170,31 @@ def test_two_in_the_same_second_have_two_names(tmp_path: Path) -> None:
         assert name.read_bytes() == content
         assert Path(f"{name}-wal").read_bytes() == content * 2
     assert not (tmp_path / "spa.db-wal").exists()
+
+
+def test_a_directory_is_moved_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "spa.db").mkdir()
+    (tmp_path / "spa.db" / "inside").touch()
+    moved = aside.move(tmp_path / "spa.db", NOW_US)
+    assert (moved / "inside").exists()
+    assert not (tmp_path / "spa.db").exists()
+
+
+@pytest.mark.parametrize("nth", range(12))
+def test_a_damaged_page_of_the_registry_is_found(site: Site, nth: int) -> None:
+    """Whichever it is; a sound file is found to be so."""
+    schema.must_be_sound(site.database, schema.TABLES)
+    content = site.damage("a page", nth)
+    with pytest.raises(schema.Damaged), schema.explained(site.database):
+        schema.must_be_sound(site.database, schema.TABLES)
+    assert site.database.read_bytes() == content
+
+
+def test_nothing_can_be_kept_of_a_directory(site: Site) -> None:
+    site.database.unlink()
+    site.database.mkdir()
+    assert site.run("audit", "set-aside", "--yes", "--keep-registry").exit_code == 0
+    assert site.people() == set()
 
 
 def test_a_floor_never_sinks(tmp_path: Path) -> None:

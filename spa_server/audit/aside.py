@@ -13,7 +13,9 @@ def move(path: Path, now_us: int) -> Path:
     aside = _free_name(path, now_us)
     for suffix in SUFFIXES:
         old, new = Path(f"{path}{suffix}"), Path(f"{aside}{suffix}")
-        if old.exists():
+        if old.is_dir():
+            old.rename(new)
+        elif old.exists():
             new.hardlink_to(old)
             old.unlink()
     return aside

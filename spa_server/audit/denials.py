@@ -12,7 +12,7 @@ the rest.
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from operator import itemgetter
 from pathlib import Path
 from typing import Final
@@ -192,6 +192,8 @@ class Denials:
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
+            if not self._path.exists():
+                _make(self._path)
             connection = schema.connect(self._path)
             try:
                 connection.execute(f"pragma busy_timeout = {_BUSY_MS}")
@@ -255,6 +257,15 @@ class Denials:
             with suppress(sqlite3.Error):
                 self._connection.close()
         self._connection = None
+
+
+def _make(path: Path) -> None:
+    """A file that has its tables before it has its name, since others may read it at any time."""
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    with closing(schema.connect(new)) as connection:
+        migrations.apply(sqlite_utils.Database(connection, execute_plugins=False))
+    new.rename(path)
 
 
 def _columns(line: Line) -> tuple[str | int | None, ...]:

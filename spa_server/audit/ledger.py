@@ -4,9 +4,8 @@ One commit makes a batch of requests true before anything is opened or answered:
 requests, the grants and the record, together or not at all. WAL with synchronous=NORMAL survives a
 killed process; for a crash of the kernel see spa_server/replay.py, rule 4.
 
-Where it cannot be written, nothing is granted. What could not be written stays in memory, in order,
-and goes first into the next commit; the latest stamp among the burned requests is kept in a file
-on another file system (`unrecorded`), so that a restart meanwhile forgets none of them either.
+Where it cannot be written, nothing is granted, unless the operator wished otherwise. What could not
+be written waits in memory and goes first into the next commit (spa_server/audit/backlog.py).
 
 The record is chained (spa_server/audit/chain.py). What anybody can cause in any number, denials
 above all, is kept apart, in a file that is shed first (spa_server/audit/denials.py).
@@ -15,11 +14,12 @@ above all, is kept apart, in a file that is shed first (spa_server/audit/denials
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from keys import schema
 from spa_server.audit import chain, grantrows, tables
+from spa_server.audit.backlog import Backlog, Batch, to_stderr
 from spa_server.audit.chain import Head
 from spa_server.audit.denials import Denials, is_denial
 from spa_server.audit.record import Event, Record
@@ -29,14 +29,7 @@ from spa_server.replay import Burn
 Observer = Callable[[Sequence[Record], int], None]
 """Is told of lines that were just written, and the number of the first; 0 for denials."""
 
-MAX_WAITING: Final = 10_000
 _SEEN_AGAIN_US: Final = 60_000_000
-_TRUE_ONLY_IF_COMMITTED: Final = {
-    Event.KNOCK_ACCEPTED,
-    Event.HOLE_OPENED,
-    Event.HOLE_RENEWED,
-    Event.JOIN_ACCEPTED,
-}
 
 
 class LedgerError(Exception):
@@ -45,7 +38,7 @@ class LedgerError(Exception):
     @property
     def is_full(self) -> bool:
         """Whether it is room that is wanting."""
-        return _is(self.__cause__, "SQLITE_FULL")
+        return schema.is_full(self.__cause__)
 
     @property
     def is_foreign(self) -> bool:
@@ -57,28 +50,12 @@ def _is(cause: BaseException | None, name: str) -> bool:
     return isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorname", "") == name
 
 
-@dataclass(slots=True)
-class Batch:
-    """What one commit makes true. `flushed`: even a crash of the kernel must not lose it."""
-
-    burned: list[Burn] = field(default_factory=list)
-    grants: list[Grant] = field(default_factory=list)
-    ended: list[tuple[Grant, str]] = field(default_factory=list)
-    records: list[Record] = field(default_factory=list)
-    seen: list[tuple[str, int]] = field(default_factory=list)
-    flushed: bool = False
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to commit."""
-        return not (self.burned or self.grants or self.ended or self.records or self.seen)
-
-
 class Ledger:
     """The ledger of one host.
 
     `seen` notes in the registry, which shares the connection, when keys were heard. `unrecorded` is
     a file on tmpfs; `boot_id` is this boot's name. Without `denials` all is in the record.
+    `serves_when_full`: what cannot be recorded for want of room is granted all the same.
     """
 
     def __init__(
@@ -89,17 +66,17 @@ class Ledger:
         unrecorded: Path,
         boot_id: str,
         denials: Denials | None = None,
+        serves_when_full: bool = False,
+        say: Callable[[str], None] = to_stderr,
     ) -> None:
         self._connection = connection
         self._seen = seen
-        self._unrecorded = unrecorded
+        self._backlog = Backlog(unrecorded, serves=serves_when_full, say=say)
         self._boot_id = boot_id
         self._denials = denials
         self.observers: list[Observer] = []
-        self._waiting = Batch()
-        self._lost = 0
+        self._distrusted = ""
         self._seen_at_us: dict[str, int] = {}
-        self._inherited_us = self.unrecorded_floor_us()
         with _ledger_errors():
             tables.prepare(connection)
             self._head = tables.head_of(connection)
@@ -109,12 +86,24 @@ class Ledger:
     @property
     def is_behind(self) -> bool:
         """Whether something waits that could not be written yet."""
-        return not self._waiting.is_empty or self._lost > 0
+        return not self._backlog.is_empty
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be written; empty while it can."""
+        return self._backlog.trouble
 
     @property
     def head(self) -> Head:
         """Where the chain ends. This is what the daemon wrote, whatever the file says by now."""
         return self._head
+
+    def distrust(self, why: str) -> None:
+        """Nothing is written while the registry beside it cannot be read; empty: it can be.
+
+        It may say that a key is revoked.
+        """
+        self._distrusted = why
 
     def next_grant_id(self) -> int:
         """A new grant's number."""
@@ -125,22 +114,26 @@ class Ledger:
         """Makes the batch true, and before it whatever waits. Raises LedgerError.
 
         When it raises, no grant of the batch was entered and none may be acted upon; its burned
-        requests and its records wait for the next commit.
+        requests and its records wait for the next commit. Where the disk is full and the operator
+        wished it, the grants wait too, and it does not raise.
         """
         if self._denials is not None:
             batch.records = self._kept(batch.records, self._denials, now_us)
         if batch.is_empty and not self.is_behind:
             return
-        whole = self._with_waiting(batch, now_us)
+        whole = self._backlog.before(batch, now_us)
         try:
             self._make_true(whole, batch.flushed, now_us)
-        except LedgerError:
-            self._keep_waiting(batch)
-            raise
-        self._waiting, self._lost = Batch(), 0
+        except LedgerError as error:
+            if not self._backlog.keep(batch, str(error), now_us, is_full=error.is_full):
+                raise
+            return
+        self._backlog.written()
         self._tell(whole.records, self._head.event_id - len(whole.records) + 1)
-        if not self._inherited_us:
-            self._unrecorded.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """At the daemon's end: what waits is lost, and the operator is told."""
+        self._backlog.close()
 
     def note(
         self,
@@ -165,19 +158,6 @@ class Ledger:
         if records:
             for observer in self.observers:
                 observer(records, first_id)
-
-    def _with_waiting(self, batch: Batch, now_us: int) -> Batch:
-        waiting = self._waiting
-        records = waiting.records + batch.records
-        if self._lost:
-            records.append(Record(Event.RECORDS_LOST, now_us, detail={"count": self._lost}))
-        return Batch(
-            burned=waiting.burned + batch.burned,
-            grants=batch.grants,
-            ended=waiting.ended + batch.ended,
-            records=records,
-            seen=batch.seen,
-        )
 
     def _make_true(self, whole: Batch, flushed: bool, now_us: int) -> None:
         """Where what went wrong has a remedy, it is tried again, and the record says so."""
@@ -217,27 +197,12 @@ class Ledger:
                 return Record(Event.RECORDS_FOREIGN, now_us, reason=reason, detail=detail)
         return None
 
-    def _keep_waiting(self, batch: Batch) -> None:
-        self._waiting.burned += batch.burned
-        self._waiting.ended += batch.ended
-        room = MAX_WAITING - len(self._waiting.records)
-        true = [record for record in batch.records if record.event not in _TRUE_ONLY_IF_COMMITTED]
-        kept = true[:room]
-        self._lost += len(true) - len(kept)
-        self._waiting.records += kept
-        latest_us = max(self._inherited_us, *(b.sent_at_us for b in self._waiting.burned), 0)
-        with suppress(OSError):
-            self._unrecorded.write_text(f"{latest_us}\n", encoding="ascii")
-
     def unrecorded_floor_us(self) -> int:
         """The latest stamp of a request that an earlier run heard but could not record.
 
         No later commit makes up for it, so the file stays until the reboot that empties its place.
         """
-        try:
-            return int(self._unrecorded.read_text(encoding="ascii"))
-        except (OSError, ValueError):
-            return 0
+        return self._backlog.floor_us()
 
     @contextmanager
     def _flushing(self, flushed: bool) -> Iterator[None]:
@@ -253,6 +218,8 @@ class Ledger:
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction, all of it or nothing. Raises LedgerError."""
+        if self._distrusted:
+            raise LedgerError(self._distrusted)
         with _ledger_errors():
             self._connection.execute("begin immediate")
             try:

@@ -41,6 +41,7 @@ class Event(StrEnum):
     HOOK_FAILED = "hook.failed"
     HOOK_WORKS = "hook.works"
     CLOCK_SET = "clock.set"
+    RECORDS_LATE = "records.late"
     RECORDS_LOST = "records.lost"
     RECORDS_TRIMMED = "records.trimmed"
     RECORDS_FOREIGN = "records.foreign"

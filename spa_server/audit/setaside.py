@@ -19,7 +19,8 @@ from keys.privatefile import adopt_owner
 from keys.registry import Registry
 from spa_server import clock
 from spa_server.audit import aside
-from spa_server.audit.ledger import Batch, Ledger
+from spa_server.audit.backlog import Batch
+from spa_server.audit.ledger import Ledger
 from spa_server.audit.record import Event, Record
 from spa_server.audit.upkeep import note_in
 from spa_server.config import Config
@@ -80,6 +81,8 @@ def save_registry(damaged: Path, path: Path) -> list[Saved]:
     A damaged file may have forgotten what was written last: a revocation, for one. Raises
     RegistryError and sqlite3.Error where the new one cannot be made.
     """
+    if damaged.is_dir():
+        return [Saved(table, 0, is_whole=False) for table in _TABLES]
     with closing(schema.connect(path)) as new, closing(_read_only(damaged)) as old:
         Registry(new)
         return [_copy(old, new, table) for table in _TABLES]

@@ -1,10 +1,11 @@
 """What the commands of `spa-server` have in common."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -15,6 +16,9 @@ from keys.when import parse_duration
 from spa_protocol.access import Access
 from spa_server import control
 from spa_server.config import Config
+
+if TYPE_CHECKING:
+    from spa_server.audit.ledger import LedgerError
 
 PROGRAM: Final = "spa-server"
 
@@ -46,11 +50,26 @@ def explained(path: Path | None = None) -> Iterator[None]:
         ) from error
     except schema.RegistryError as error:
         hint = error.hint.replace("--database", "`database` in server.toml")
+        if isinstance(error, schema.Damaged):
+            is_it = f"{hint}; if this is it, " if hint.startswith("set ") else ""
+            hint = f"put a backup in its place, or: {PROGRAM} audit set-aside --keep-registry"
+            hint = is_it + hint
         raise Trouble(error.message, hint, exit_code=error.exit_code) from error
     except LedgerError as error:
-        raise Trouble(f"the ledger: {error}", "is there room on the disk?") from error
+        raise _of_the_ledger(error, path) from error
     except (CaptureError, AnswerError, SessionsError) as error:
         raise Trouble(str(error)) from error
+
+
+def _of_the_ledger(error: "LedgerError", path: Path | None) -> Trouble:
+    """As of the registry, for they are one file."""
+    if path is not None and isinstance(error.__cause__, sqlite3.Error):
+        try:
+            with explained(path):
+                raise error.__cause__
+        except Trouble as trouble:
+            return trouble
+    return Trouble(f"the ledger: {error}", "is there room on the disk?")
 
 
 def ask(config: Config, **request: Any) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from spa_server.firewall.plan import (
 
 TABLE: Final = "spa"
 _ANSWERS: Final = 0x5350  # "SP"
+RAW_ANSWER_PRIORITY: Final = _ANSWERS << 16 | 0xFFFF
+"""The priority of an answer by a raw carrier: like those of `answer_priority`, but not by UDP."""
 _TO_THIS_HOST: Final = "{ local, broadcast, multicast, anycast }"
 _CHAIN: Final = re.compile(r"^\s*chain (\w+) \{", re.MULTILINE)
 _OBSERVED: Final = re.compile(
@@ -95,11 +97,17 @@ def _carrier_rules(plan: GatePlan) -> list[str]:
 
 
 def _answer_rules(plan: GatePlan) -> list[str]:
-    return [
+    rules = [
         f"udp sport {plan.knock_port} meta priority {_class(answer_priority(port))} "
         f"udp sport set {port} meta priority set none notrack"
         for port in _ports_beside(plan)
     ]
+    if any(carrier.is_raw for carrier in plan.carriers):
+        raw = f"meta priority {_class(RAW_ANSWER_PRIORITY)}"
+        rules.append(
+            f"meta l4proto {{ icmp, ipv6-icmp, tcp }} {raw} meta priority set none notrack"
+        )
+    return rules
 
 
 def _ports_beside(plan: GatePlan) -> list[int]:

@@ -207,6 +207,17 @@ class Gate:
             for element in self._elements(name):
                 yield elements.decode_denial(name, element)
 
+    def listing(self, set_name: str) -> Iterator[Element]:
+        """The elements of a set, read now and decoded one by one as they are asked for.
+
+        It may be torn: what was changed meanwhile may be missing, or there twice.
+        """
+        try:
+            answers = self._socket.dump_once(nftables.GETSETELEM, elements.dump_request(set_name))
+        except NetlinkError as error:
+            raise _refusal(f"reading {set_name}", error) from None
+        return elements.decode_elements(answers)
+
     def counters(self) -> dict[str, Count]:
         """The table's named counters, which count from when the table was made."""
         try:

@@ -185,13 +185,17 @@ class PolicyTest:
 
 @dataclass(frozen=True)
 class Policy:
-    """Everything that policy.toml says. An empty one allows nothing."""
+    """Everything that policy.toml says. An empty one allows nothing.
+
+    `digest` names the text that it was read from: BLAKE2b-256 in hex.
+    """
 
     services: Mapping[str, tuple[Access, ...]] = field(default_factory=dict)
     roles: Mapping[str, Role] = field(default_factory=dict)
     always_open: tuple[AlwaysOpenRule, ...] = ()
     limits: Limits = Limits()
     tests: tuple[PolicyTest, ...] = ()
+    digest: str = field(default="", compare=False)
 
     @cached_property
     def allows(self) -> tuple[Allow, ...]:

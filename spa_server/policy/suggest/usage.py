@@ -16,32 +16,34 @@ from spa_protocol.access import Access
 from spa_protocol.layout import Address, Malformed
 from spa_server.policy.model import Sessions
 
-_USES: Final = """
+# A line may have been tampered with: what is not JSON says nothing.
+_READ: Final = "case when json_valid({0}) then cast(json_extract({0}, '$.{1}') as integer) end"
+_USES: Final = f"""
     select e.event = 'connection.permitted', e.identity, e.rule, e.source, e.access,
         g.identity, g.access, g.once, g.sessions, count(*),
         max(e.at_us), max(coalesce(g.opened_at_us, e.at_us)),
         min(coalesce((g.expires_at_us - g.opened_at_us) / 1000000,
-            json_extract(e.detail, '$.lifetime_s'))),
+            {_READ.format("e.detail", "lifetime_s")})),
         max(coalesce((g.expires_at_us - g.opened_at_us) / 1000000,
-            json_extract(e.detail, '$.lifetime_s'))),
+            {_READ.format("e.detail", "lifetime_s")})),
         sum(distinct 1 << (e.at_us / 3600000000 % 24)),
         sum(distinct 1 << ((e.at_us / 86400000000 + 3) % 7))
     from event e left join hole_grant g on g.grant_id = e.grant_id
     where e.event in ('hole.opened', 'hole.renewed', 'connection.permitted') and e.at_us >= ?
-    group by 4, 2, 5, 1, 3, 6, 7, 8, 9"""
-_NAMELESS: Final = """
-    select access, source, sum(coalesce(json_extract(detail, '$.further'), 1)), max(at_us)
+    group by 4, 2, 5, 1, 3, 6, 7, 8, 9"""  # noqa: S608 - ours
+_NAMELESS: Final = f"""
+    select access, source, sum(coalesce({_READ.format("detail", "further")}, 1)), max(at_us)
     from event where event = ? and at_us >= ? and identity is null
-    group by 1, 2"""
+    group by 1, 2"""  # noqa: S608 - ours
 _DENIALS: Final = """
     select access, source, sum(count), max(at_us) from denial
     where event = ? and at_us >= ? and identity is null group by 1, 2"""
 _UNITS_US: Final = (("day", 86_400_000_000), ("hour", 3_600_000_000), ("minute", 60_000_000))
 _ACCESS, _OWNER = 2, 3  # columns of `_USES` after the first two
-_PERIOD: Final = """
+_PERIOD: Final = f"""
     select (select min(at_us) from event),
-        (select coalesce(sum(json_extract(detail, '$.count')), 0) from event
-            where event = 'records.lost' and at_us >= :since)"""
+        (select coalesce(sum({_READ.format("detail", "count")}), 0) from event
+            where event = 'records.lost' and at_us >= :since)"""  # noqa: S608 - ours
 _LAST_USED: Final = """
     select access, max(at_us) from event
     where event in ('hole.opened', 'hole.renewed', 'connection.permitted') and at_us >= ?
