@@ -3,7 +3,8 @@
 The socket is connected, so the kernel chooses the own address and the way, and hands over what
 comes from the target in the same protocol; a filter keeps out what has not an answer's length, so
 that a download from the target does not fill the socket and crowd the answer out. An answer is the
-last 240 bytes of a packet, an echo reply or a reset (docs/protocol.md section 3.1): whether it is one, its seal says, and no header.
+last 240 bytes of a packet, an echo reply or a reset (docs/protocol.md section 3.1): whether it is
+one, its seal says, and no header.
 
 A SYN leaves from a port that is bound meanwhile, so that it is nobody else's, and each from another
 one: to whatever follows connections on the way, each try is a new connection.
