@@ -256,6 +256,7 @@ def test_a_daemon_that_starts_with_a_broken_policy_takes_the_last_good_one(scene
     assert scene.site.status()["policy"].startswith("the last good one")
     digest = blake2b(scene.site.policy.encode(), digest_size=32).hexdigest()
     assert scene.site.events("daemon.started")[-1]["detail"]["digest"] == digest
+    assert scene.site.status()["policy_digest"] == digest
     scene.set(MONDAY)
     assert scene.code(alice, "tcp/5432") is Code.GRANTED
     scene.site.write_policy(scene.site.policy)
