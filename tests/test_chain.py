@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keys import schema
+from keys.when import rfc3339
 from spa_server.audit import chain, tables
 from spa_server.audit.asking import Filter, ask
 from spa_server.audit.chain import COLUMNS, GENESIS, Head, canonical, digest_of, link
@@ -131,7 +132,9 @@ def test_what_waited_is_chained_when_it_is_written(book: Book) -> None:
     assert book.ledger.head == Head()
     book.make_room()
     book.ledger.note([OPENED], NOW_US)
-    rows, head = link(Head(), [*big(), OPENED])
+    detail = {"count": len(big()), "granted": 0, "until": rfc3339(NOW_US)}
+    late = Record(Event.RECORDS_LATE, NOW_US, reason="database or disk is full", detail=detail)
+    rows, head = link(Head(), [late, *big(), OPENED])
     assert book.connection.execute("select * from event order by id").fetchall() == rows
     assert book.ledger.head == head
 

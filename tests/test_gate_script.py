@@ -303,6 +303,8 @@ def test_each_carrier_has_its_rule_and_its_answers() -> None:
     assert rules_of(script, "answers") == [
         "udp sport 1234 meta priority 5350:35 udp sport set 53 meta priority set none notrack",
         "udp sport 1234 meta priority 5350:1bb udp sport set 443 meta priority set none notrack",
+        "meta l4proto { icmp, ipv6-icmp, tcp } meta priority 5350:ffff "
+        "meta priority set none notrack",
     ]
 
 
