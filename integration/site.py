@@ -125,10 +125,10 @@ class Site:
         if self.daemon.process.poll() is not None:
             raise RuntimeError(f"the daemon ended: {self.daemon.output}")
         try:
-            control.ask(self.control, {"do": "status"})
+            status = control.ask(self.control, {"do": "status"})
         except Trouble:
             return False
-        return True
+        return status["state"] == "serving"
 
     def stop(self, by: signal.Signals = signal.SIGTERM) -> None:
         """Ends the daemon: SIGKILL for an end without warning."""

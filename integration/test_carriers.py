@@ -40,6 +40,14 @@ SEED: Final = 20_261_124
 CARRIERS: Final = ("udp", "udp:53", "udp:443", "icmp", "tcp-syn", "tcp-syn:443")
 ALL: Final = f"carriers = [{', '.join(repr(each) for each in CARRIERS)}]\n"
 SERVED: Final = 53
+DROPS_INVALID: Final = """
+table inet careful {
+  chain output {
+    type filter hook output priority 0; policy accept;
+    ct state invalid drop
+  }
+}
+"""
 PUBLIC: Final = 7053
 OPEN_DNS: Final = (
     POLICY
@@ -136,6 +144,8 @@ def test_a_knock_by_each_carrier_is_answered_and_opens_the_port(
     assert scene.client.reach_tcp(target, 22) is Reach.SILENT
     done = scene.alice.knock_at(scene.client, target, "tcp/22", "--carrier", carrier)
     assert "tcp/22 open" in done.stdout
+    accepted = scene.site.events("knock.accepted")[-1]["detail"]
+    assert accepted.get("carrier") == (None if carrier == "udp" else carrier)
     assert scene.client.reach_tcp(target, 22) is Reach.OPEN
     closed = ("close", scene.alice.name_of(target), "tcp/22", "--carrier", carrier)
     assert "closed" in scene.alice.client(scene.client, *closed).stdout
@@ -188,6 +198,7 @@ def test_an_invite_is_redeemed_by_another_carrier(scene: Scene, carrier: str) ->
         env={"HOME": str(home), "XDG_CONFIG_HOME": ""},
     )
     assert "tcp/22 open" in done.stdout
+    assert scene.site.events("join.accepted")[-1]["detail"]["carrier"] == carrier
     assert f'carrier = "{carrier}"' in (home / ".config/spa/config.toml").read_text()
 
 
@@ -307,6 +318,16 @@ def test_the_port_of_a_syn_is_a_port_like_any_other(lab: Lab, port: int, version
         assert accepted.recv(4096) == bytes(DATAGRAM_SIZE)
         accepted.send(b"well")
         assert stream.recv(4096) == b"well"
+
+
+@both
+@pytest.mark.parametrize("carrier", CARRIERS)
+def test_an_answer_leaves_a_host_that_drops_what_is_invalid(
+    lab: Lab, carrier: str, version: int
+) -> None:
+    scene = made(lab)
+    scene.server.run(["nft", "-f", "-"], text=DROPS_INVALID)
+    assert scene.knocks(carrier, version) == 0
 
 
 def test_an_answer_lets_nothing_back_in(scene: Scene) -> None:
@@ -430,6 +451,11 @@ def test_the_capture_at_an_interface_hears_them_too(lab: Lab, version: int) -> N
     knock = scene.pen.write("tcp/22", lifetime_s=60)
     scene.inject("icmp", knock.payload, version)
     assert replays(scene, knock.payload, "tcp-syn", "udp:53", "icmp", version=version) == 3
+    # It hands over what is no knock too: of that nothing is written.
+    for carrier in CARRIERS[1:]:
+        scene.inject(carrier, secrets.token_bytes(DATAGRAM_SIZE), version)
+    time.sleep(0.3)
+    assert [e for e in scene.site.events("knock") if e["reason"] == "unknown-key"] == []
 
 
 def test_without_cap_net_raw_the_daemon_says_so_and_needs_it_for_no_datagram(lab: Lab) -> None:

@@ -63,6 +63,13 @@ class Carrier:
 UDP: Final = Carrier(Kind.UDP)
 
 
+def name_of(kind: str, port: int, knock_port: int) -> str | None:
+    """The carrier that a request to this port came by, or None for UDP to the knock port."""
+    if port == knock_port or kind == Kind.ICMP:
+        return None if kind == Kind.UDP else str(kind)
+    return f"{kind}:{port}"
+
+
 def ports_of(kind: Kind, carriers: Iterable[Carrier], knock_port: int) -> tuple[int, ...]:
     """The ports of the carriers of one kind, in order."""
     return tuple(sorted({c.port or knock_port for c in carriers if c.kind is kind}))

@@ -75,6 +75,9 @@ class Daemon:
             )
         control = ControlServer(self._config.control, operations.handlers(self._guard, self._after))
         await control.start()
+        loop = asyncio.get_running_loop()
+        for stop in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(stop, self._stopping.set)
         try:
             with ExitStack() as stack:
                 await self._begin(stack)
@@ -113,12 +116,13 @@ class Daemon:
         self._on(routes, lambda: guard.routes_changed() if routes.read() else None)
         self._on(settings, lambda: self._clock_set(settings))
         loop = asyncio.get_running_loop()
-        for stop in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(stop, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._safely(self._reload))
         if guard.lookout is not None:
             guard.lookout.wake = partial(loop.call_soon_threadsafe, self._after)
+        # What is denied from now on is counted: so what was before has to be known.
+        await self._count_denials(guard.counts.begin())
         self._after()
+        guard.is_serving = True
         _tell_systemd("READY=1")
         self._drifting = asyncio.create_task(self._watch_drift())
         self._finding = asyncio.create_task(self._find_unended(ends))

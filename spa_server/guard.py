@@ -126,11 +126,13 @@ class Guard:
             answer=answer,
             terms=self._terms(),
             monotonic_s=clock.monotonic_s,
+            knock_port=config.knock_port,
             freshness_s=config.freshness_s,
             meter=self.meter,
             replaced=self._end_replaced,
         )
         self.started_at_us = clock.now_us()
+        self.is_serving = False
         self._unrecorded_floor_us = self.ledger.unrecorded_floor_us()
         self._data_version = self.ledger.data_version()
         self._offset_us = clock.offset_us()

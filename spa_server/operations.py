@@ -52,6 +52,7 @@ def _status(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
     return {
         "version": __version__,
         "pid": os.getpid(),
+        "state": "serving" if guard.is_serving else "starting",
         "started_at": rfc3339(guard.started_at_us),
         "now": rfc3339(clock.now_us()),
         "knock_port": guard.config.knock_port,

@@ -9,17 +9,20 @@
 4.  A close or a join acts on what came before it, so it is settled by itself, in its turn.
 5.  A key that replaces another ends it when it is first granted something, once that is
     answered: so it has proven that it works.
+6.  The record says by which carrier a request came, unless that is UDP to the knock port. What came
+    by another under a tag that nobody has is no request, but a ping or a question to a DNS server.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
+from spa_protocol.carrier import name_of
 from spa_protocol.knock import AuthenticKnock, Close, Join, Knock
-from spa_protocol.layout import DEFAULT_FRESHNESS_S, text_of
+from spa_protocol.layout import DEFAULT_FRESHNESS_S, DEFAULT_PORT, text_of
 from spa_protocol.publickey import Sender
 from spa_protocol.reason import Reason, Status
 from spa_protocol.reply import Reply
@@ -39,6 +42,18 @@ from spa_server.pace import Pace
 from spa_server.replay import ReplayWindow
 from spa_server.ruling import Owner, Ruling, Terms, Use
 from spa_server.tally import Tally
+
+_OF_A_REQUEST: Final = frozenset(
+    {
+        Event.KNOCK_ACCEPTED,
+        Event.KNOCK_REFUSED,
+        Event.CLOSE_ASKED,
+        Event.JOIN_ACCEPTED,
+        Event.JOIN_PENDING,
+        Event.JOIN_REFUSED,
+        Event.INVITE_ALARM,
+    }
+)
 
 
 class Answerer(Protocol):
@@ -88,6 +103,7 @@ class Reception:
     answer: Answerer
     terms: Terms
     monotonic_s: Callable[[], float]
+    knock_port: int = DEFAULT_PORT
     freshness_s: float = DEFAULT_FRESHNESS_S
     replacing: frozenset[str] = frozenset()
     replaced: Callable[[str, int], None] | None = None
@@ -166,7 +182,7 @@ class Reception:
         case.grants = self._grants(case.owner, case.ruling, knock, now_us)
         batch.grants += case.grants
         batch.seen.append((case.owner.key_id, now_us))
-        batch.records += wording.ruled(
+        records = wording.ruled(
             case.owner,
             case.ruling,
             case.grants,
@@ -174,6 +190,22 @@ class Reception:
             now_us,
             renews=self.keeper.book.renews,
         )
+        batch.records += self._with_carrier(records, case.datagram)
+
+    def _with_carrier(self, records: list[Record], datagram: Datagram) -> list[Record]:
+        """Rule 6. A hole's line does not say it: that of its knock does."""
+        carrier = self._carrier_of(datagram)
+        if carrier is None:
+            return records
+        return [
+            msgspec.structs.replace(record, detail={**record.detail, "carrier": carrier})
+            if record.event in _OF_A_REQUEST
+            else record
+            for record in records
+        ]
+
+    def _carrier_of(self, datagram: Datagram) -> str | None:
+        return name_of(datagram.carrier, datagram.target_port, self.knock_port)
 
     def _use(self, identity: str, batch: Batch, now_us: int) -> Use | None:
         """What the identity has, also of what was granted earlier in the same batch."""
@@ -237,7 +269,8 @@ class Reception:
             accesses = [access for access, _ in case.ruling.decisions]
             case.reply = rulings.unavailable_reply(accesses, case.datagram, now_us)
             case.grants = []
-            records.append(wording.unavailable(case.owner, case.ruling, why, now_us))
+            record = wording.unavailable(case.owner, case.ruling, why, now_us)
+            records += self._with_carrier([record], case.datagram)
         self.ledger.note(records, now_us, ended)
 
     def _settle_alone(self, case: _Case, now_us: int) -> None:
@@ -260,7 +293,8 @@ class Reception:
         joined = self.join(sender, request, now_us)
         case.reply = rulings.plain_reply(joined.status, joined.message, case.datagram, now_us)
         ends = {"source": text_of(case.datagram.source), "target": text_of(case.datagram.target)}
-        self.ledger.note([msgspec.structs.replace(joined.record, **ends)], now_us)
+        record = msgspec.structs.replace(joined.record, **ends)
+        self.ledger.note(self._with_carrier([record], case.datagram), now_us)
 
     def _settle_close(self, case: _Case, key_id: str, request: Close, now_us: int) -> None:
         case.owner = self.owner_of(key_id)
@@ -280,7 +314,7 @@ class Reception:
         record = wording.about(
             Event.CLOSE_ASKED, case.owner, (source, target), now_us, access=asked
         )
-        batch.records.append(record)
+        batch.records += self._with_carrier([record], case.datagram)
         case.reply = rulings.closed_reply(request, len(grants), case.datagram, now_us)
         try:
             self.ledger.commit(batch, now_us)
@@ -293,9 +327,12 @@ class Reception:
         verdict, datagram = case.verdict, case.datagram
         key_id = verdict.sender.key_id if verdict.sender else ""
         kind = (str(verdict.reason), key_id, str(datagram.source))
+        if verdict.reason is Reason.UNKNOWN_KEY and self._carrier_of(datagram) is not None:
+            return []
         if verdict.knock is None and not self.refusals.is_first(kind, now_us):
             return []
-        return [wording.not_accepted(verdict, datagram, self.owner_of(key_id), now_us)]
+        record = wording.not_accepted(verdict, datagram, self.owner_of(key_id), now_us)
+        return self._with_carrier([record], datagram)
 
     def flush_refusals(self, now_us: int) -> None:
         """Records how many more there were of what the tally held back."""

@@ -16,7 +16,7 @@ from scapy.utils import wrpcap
 
 from keys.tomlfile import FileProblem
 from spa_protocol.carrier import UDP as PLAIN
-from spa_protocol.carrier import Carrier, Kind, ports_of
+from spa_protocol.carrier import Carrier, Kind, name_of, ports_of
 from spa_protocol.layout import DATAGRAM_SIZE
 from spa_server import bpf, rawanswer
 from spa_server.capture.datagram import Datagram
@@ -77,6 +77,21 @@ def test_ports() -> None:
 
 
 # The server's configuration
+
+
+@pytest.mark.parametrize(
+    ("kind", "port", "name"),
+    [
+        ("udp", 1234, None),
+        ("udp", 53, "udp:53"),
+        ("icmp", 0, "icmp"),
+        ("tcp-syn", 1234, "tcp-syn"),
+        ("tcp-syn", 443, "tcp-syn:443"),
+    ],
+)
+def test_what_a_request_came_by_has_a_name(kind: str, port: int, name: str | None) -> None:
+    assert name_of(kind, port, 1234) == name
+    assert name is None or str(Carrier.parse(name)) == name
 
 
 def test_the_configuration_names_carriers(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Choosing a carrier, and what is said where one cannot be had. Real packets: integration/."""
 
 import os
+import socket
 import sys
+from contextlib import closing
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -126,3 +128,25 @@ def test_what_is_put_around_a_request(address: str) -> None:
             assert one.id == other.id
             assert one.seq != other.seq
         assert first.endswith(KNOCK)
+
+
+@linux
+@root
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_download_from_the_target_does_not_crowd_out_the_answer(address: str) -> None:
+    """A raw socket gets every segment of the target, and holds a few hundred."""
+    target = Target(ip_address(address), 9)
+    with (
+        socket.create_server((address, 0), family=target.family) as listening,
+        closing(RawLine(target, SYN)) as line,
+    ):
+        line.connect()
+        with socket.create_connection(listening.getsockname()[:2]) as reading:
+            with listening.accept()[0] as sending:
+                for _ in range(500):
+                    sending.sendall(bytes(1 << 14))
+                    reading.recv(1 << 14, socket.MSG_WAITALL)
+        with socket.socket(target.family, socket.SOCK_RAW, socket.IPPROTO_TCP) as answering:
+            answering.sendto(bytes(12) + b"\x50\x14" + bytes(6) + KNOCK, (address, 0))
+        line.socket.settimeout(2)
+        assert line.unwrap(line.socket.recv(4096)) == KNOCK

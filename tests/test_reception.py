@@ -26,7 +26,7 @@ from spa_server.replay import ReplayWindow
 from spa_server.ruling import Owner, Terms
 from tests.test_ledger import Book
 from tests.test_policy import policy
-from tests.world import CLIENT, HOST, NOW_US, SECOND, SSH, World, knock_at
+from tests.world import CLIENT, HOST, NOW_US, SECOND, SSH, World, datagram, knock_at
 
 OWN = {ip_address("10.20.0.2"), ip_address("127.0.0.1")}
 
@@ -103,6 +103,10 @@ class Host:
     def events(self) -> list[tuple[str, str | None]]:
         lines = ask(self.book.connection, Filter(), limit=1000)
         return [(line["event"], line["reason"]) for line in lines]
+
+    def details(self) -> list[tuple[str, dict[str, object]]]:
+        lines = ask(self.book.connection, Filter(), limit=1000)
+        return [(line["event"], line["detail"] or {}) for line in lines]
 
 
 @pytest.fixture
@@ -298,6 +302,58 @@ def test_a_used_once_hole_is_not_opened_again(host: Host) -> None:
     assert hole.once
     host.kernel.holes.clear()
     assert host.keeper.sync() == ([], [])
+
+
+BY_OTHER: list[tuple[dict[str, object], str]] = [
+    ({"target_port": 53}, "udp:53"),
+    ({"carrier": "icmp", "target_port": 0}, "icmp"),
+    ({"carrier": "tcp-syn"}, "tcp-syn"),
+    ({"carrier": "tcp-syn", "target_port": 443}, "tcp-syn:443"),
+]
+
+
+@pytest.mark.parametrize(("how", "name"), BY_OTHER)
+def test_the_record_says_by_which_other_carrier_a_request_came(
+    host: Host, how: dict[str, object], name: str
+) -> None:
+    alice, bob = host.person("alice", "ops"), host.person("bob")
+    one = host.world.datagram(alice, knock_at(), **how)
+    host.receive(one)
+    host.receive(one, host.world.datagram(bob, knock_at(), **how))
+    closing = Close(NOW_US, (SSH,))
+    host.receive(host.world.datagram(alice, closing, **how))
+    host.kernel.fails = True
+    host.receive(host.world.datagram(alice, knock_at(), **how))
+    told = [(event, detail.get("carrier")) for event, detail in host.details()]
+    assert told == [
+        ("knock.accepted", name),
+        ("hole.opened", None),
+        ("knock.refused", name),  # replayed
+        ("knock.refused", name),  # by the policy
+        ("close.asked", name),
+        ("hole.closed", None),
+        ("knock.accepted", name),
+        ("hole.opened", None),
+        ("knock.refused", name),  # unavailable
+    ]
+
+
+def test_of_plain_udp_the_record_says_nothing(host: Host) -> None:
+    alice = host.person("alice", "ops")
+    one = host.world.datagram(alice, knock_at())
+    host.receive(one, one)
+    assert [detail for _, detail in host.details() if "carrier" in detail] == []
+
+
+@pytest.mark.parametrize(("how", "_name"), BY_OTHER)
+def test_a_ping_like_any_other_is_not_recorded(
+    host: Host, how: dict[str, object], _name: str
+) -> None:
+    """A capture at an interface hands over whatever has a knock's length."""
+    host.receive(datagram(bytes(240), **how))
+    assert host.events() == []
+    host.receive(datagram(bytes(240)))
+    assert host.events() == [("knock.refused", "unknown-key")]
 
 
 def test_a_flood_under_a_stolen_tag_does_not_fill_the_record(host: Host) -> None:
