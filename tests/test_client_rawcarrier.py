@@ -141,11 +141,11 @@ def test_a_download_from_the_target_does_not_crowd_out_the_answer(address: str) 
         closing(RawLine(target, SYN)) as line,
     ):
         line.connect()
-        with socket.create_connection(listening.getsockname()[:2]) as reading:
-            with listening.accept()[0] as sending:
-                for _ in range(500):
-                    sending.sendall(bytes(1 << 14))
-                    reading.recv(1 << 14, socket.MSG_WAITALL)
+        reading = socket.create_connection(listening.getsockname()[:2])
+        with reading, listening.accept()[0] as sending:
+            for _ in range(500):
+                sending.sendall(bytes(1 << 14))
+                reading.recv(1 << 14, socket.MSG_WAITALL)
         with socket.socket(target.family, socket.SOCK_RAW, socket.IPPROTO_TCP) as answering:
             answering.sendto(bytes(12) + b"\x50\x14" + bytes(6) + KNOCK, (address, 0))
         line.socket.settimeout(2)
