@@ -113,6 +113,8 @@ def test_renewing_a_hole_loses_nothing_and_may_shorten_it(
     sender.join()
     wait_until(lambda: len(service.received) == sent, what="every packet")
     assert sent > 200
+    # Each renewal begins to count anew, and nobody may have sent since the last.
+    assert client.reach_udp(server.v4, service.port) is Reach.OPEN
     assert gate.live_holes()[0].packets > 0
 
     gate.open([lease(own, MINUTE_MS)])
