@@ -188,12 +188,20 @@ def writing(db: Database) -> Iterator[None]:
         with db.atomic():
             yield
         return
-    db.conn.execute("BEGIN IMMEDIATE")
+    with transaction(db.conn):
+        yield
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All of it or nothing, with the write lock from its start. Raises sqlite3.Error."""
+    connection.execute("BEGIN IMMEDIATE")
     try:
         yield
-        db.conn.execute("COMMIT")
+        connection.execute("COMMIT")
     except BaseException:
-        db.rollback()
+        with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled it back by itself
+            connection.execute("ROLLBACK")
         raise
 
 

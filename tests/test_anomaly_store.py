@@ -129,6 +129,15 @@ def test_a_damaged_file_is_set_aside_and_a_new_one_begun(store: Store, path: Pat
     assert load_all(store) == {"key/a": b"a"}
 
 
+def test_an_empty_file_is_set_aside_too(store: Store, path: Path) -> None:
+    path.touch()
+    with pytest.raises(StoreError) as raised:
+        store.after("", NOW)
+    assert raised.value.aside is not None
+    store.save([("key/a", b"a")], NOW)
+    assert load_all(store) == {"key/a": b"a"}
+
+
 def test_a_spoiled_row_spoils_no_other(store: Store, path: Path) -> None:
     watcher = familiar()
     save_all(watcher, store)

@@ -309,6 +309,17 @@ def test_a_broken_file_is_set_aside_and_kept(tmp_path: Path) -> None:
     assert aside.read_bytes() == b"no database at all" * 100
 
 
+def test_an_empty_file_is_set_aside_too(tmp_path: Path) -> None:
+    path = tmp_path / "denials.db"
+    path.touch()
+    denials = Denials(path)
+    denials.add([denied("10.0.0.9")], NOW_US)
+    denials.flush(NOW_US + MINUTE)
+    denials.close(NOW_US + MINUTE)
+    assert rows(path, "select sum(count) from denial") == [(1,)]
+    assert len(list(tmp_path.glob("denials.db.damaged-*"))) == 1
+
+
 def test_a_file_that_may_not_grow_sheds_its_oldest(denials: Denials, tmp_path: Path) -> None:
     denials.add([denied(f"10.0.0.{n}") for n in range(200)], NOW_US)
     assert denials._connection is not None

@@ -16,12 +16,10 @@ from sqlite_utils.migrations import Migrations
 from keys import schema
 from keys.trouble import Trouble
 from spa_server.anomaly.watcher import State
-from spa_server.audit import aside
+from spa_server.audit import sidefile
 
 SLICE: Final = 100
 """So many rows are read or written in about a millisecond."""
-_BUSY_MS: Final = 50
-_BROKEN: Final = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
 
 migrations: Final = Migrations("anomaly")
 
@@ -73,42 +71,21 @@ class Store:
         kept = [(name, now_us, state) for name, state in states if state is not None]
         try:
             connection = self._open()
-            connection.execute("begin immediate")
-            try:
+            with schema.transaction(connection):
                 connection.executemany("insert or replace into baseline values (?, ?, ?)", kept)
                 connection.executemany("delete from baseline where name = ?", gone)
-                connection.execute("commit")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    connection.execute("rollback")
-                raise
         except (sqlite3.Error, Trouble, OSError) as error:
             raise self._recover(error, now_us) from error
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
-            connection = schema.connect(self._path)
-            try:
-                connection.execute(f"pragma busy_timeout = {_BUSY_MS}")
-                db = sqlite_utils.Database(connection, execute_plugins=False)
-                if migrations.pending(db):
-                    migrations.apply(db)
-            except BaseException:
-                connection.close()
-                raise
-            self._connection = connection
+            self._connection = sidefile.connect(self._path, migrations)
         return self._connection
 
     def _recover(self, error: Exception, now_us: int) -> StoreError:
         """Lets go of the file, and sets a broken one aside."""
         self.close()
-        cause = error if isinstance(error, sqlite3.Error) else error.__cause__
-        name = getattr(cause, "sqlite_errorname", "")
-        moved = None
-        if name.startswith(_BROKEN):
-            with suppress(OSError):
-                moved = aside.move(self._path, now_us)
-        return StoreError(str(error), moved)
+        return StoreError(str(error), sidefile.set_aside(self._path, error, now_us))
 
     def close(self) -> None:
         """Lets go of the file."""

@@ -12,7 +12,7 @@ the rest.
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 from typing import Final
@@ -22,7 +22,7 @@ from sqlite_utils.migrations import Migrations
 
 from keys import schema
 from keys.trouble import Trouble
-from spa_server.audit import aside, chain
+from spa_server.audit import aside, chain, sidefile
 from spa_server.audit.folding import Counted, Folding, Kind, Level, Line
 from spa_server.audit.record import Event, Record
 
@@ -30,7 +30,6 @@ MAX_LINES: Final = 100_000
 BURST: Final = 2000
 LINES_AN_HOUR: Final = 2000
 _BYTES_A_LINE: Final = 400
-_BUSY_MS: Final = 50
 _HOUR_US: Final = 3_600_000_000
 _SECOND_US: Final = 1_000_000
 _BUSY_US: Final = 10 * _SECOND_US
@@ -38,7 +37,6 @@ _FLOOD_US: Final = 60 * _SECOND_US
 _MANY: Final = "many kinds"
 _DENIED: Final = frozenset({Event.CONNECTION_DENIED, Event.CONNECTION_WOULD_DENY})
 _UNPROVEN: Final = frozenset({"malformed", "unknown-key", "not-authentic", "bad-signature", _MANY})
-_BROKEN: Final = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
 
 migrations: Final = Migrations("denials")
 
@@ -172,8 +170,7 @@ class Denials:
         totals: dict[str, int] = {}
         for line in lines:
             totals[line.kind.event] = totals.get(line.kind.event, 0) + line.packets
-        connection.execute("begin immediate")
-        try:
+        with schema.transaction(connection):
             connection.executemany(
                 "insert into denial (at_us, event, identity, key_id, source, target, access,"
                 " reason, count, detail) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -183,46 +180,26 @@ class Denials:
             _add_totals(connection, [(event, *n) for event, n in self._dropped.items()])
             last_id: int = connection.execute("select max(id) from denial").fetchone()[0]
             _shed(connection, last_id - self._max_lines)
-            connection.execute("commit")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                connection.execute("rollback")
-            raise
         self._dropped = {}
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
-            if not self._path.exists():
-                _make(self._path)
-            connection = schema.connect(self._path)
-            try:
-                connection.execute(f"pragma busy_timeout = {_BUSY_MS}")
-                page = connection.execute("pragma page_size").fetchone()[0]
-                pages = self._max_lines * _BYTES_A_LINE // page + 64
-                connection.execute(f"pragma max_page_count = {pages}")
-                db = sqlite_utils.Database(connection, execute_plugins=False)
-                if migrations.pending(db):
-                    migrations.apply(db)
-            except BaseException:
-                connection.close()
-                raise
-            self._connection = connection
+            max_bytes = self._max_lines * _BYTES_A_LINE
+            self._connection = sidefile.connect(self._path, migrations, max_bytes=max_bytes)
         return self._connection
 
     def _recover(self, error: Exception, now_us: int) -> None:
         """A full file sheds a tenth of its lines, a broken one is set aside; then a new try."""
-        name = getattr(error, "sqlite_errorname", "")
         self._is_failing = True
         self._try_again_at_us = now_us + _BUSY_US
-        if name == "SQLITE_FULL" and self._connection is not None:
+        is_full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
+        if is_full and self._connection is not None:
             with suppress(sqlite3.Error):
                 first_id = self._connection.execute("select min(id) from denial").fetchone()[0]
                 _shed(self._connection, (first_id or 0) + self._max_lines // 10)
             return
         self._disconnect()
-        if name.startswith(_BROKEN):
-            with suppress(OSError):
-                aside.move(self._path, now_us)
+        sidefile.set_aside(self._path, error, now_us)
 
     def drop(self) -> int:
         """Gives all room back to the disk, and pauses; how many lines are gone with it.
@@ -257,15 +234,6 @@ class Denials:
             with suppress(sqlite3.Error):
                 self._connection.close()
         self._connection = None
-
-
-def _make(path: Path) -> None:
-    """A file that has its tables before it has its name, since others may read it at any time."""
-    new = path.with_name(f".{path.name}.new")
-    new.unlink(missing_ok=True)
-    with closing(schema.connect(new)) as connection:
-        migrations.apply(sqlite_utils.Database(connection, execute_plugins=False))
-    new.rename(path)
 
 
 def _columns(line: Line) -> tuple[str | int | None, ...]:

@@ -220,15 +220,8 @@ class Ledger:
         """One transaction, all of it or nothing. Raises LedgerError."""
         if self._distrusted:
             raise LedgerError(self._distrusted)
-        with _ledger_errors():
-            self._connection.execute("begin immediate")
-            try:
-                yield self._connection
-                self._connection.execute("commit")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    self._connection.execute("rollback")
-                raise
+        with _ledger_errors(), schema.transaction(self._connection):
+            yield self._connection
 
     def _write(self, batch: Batch, now_us: int) -> Head:
         execute_many = self._connection.executemany
