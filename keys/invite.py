@@ -74,18 +74,18 @@ def server_here(config: Path | None, host: WrittenHost | None) -> Server:
     if not isinstance(port, int) or not 1 <= port <= 65535:
         raise FileProblem(path, "knock_port", "expected a number from 1 to 65535")
     public = _public_of(path.absolute().parent / key)
-    written = host or _host_in(value, path)
+    written = host or (parse_host(value["host"], path) if "host" in value else None)
     name = written.host if written is not None else _own_name()
     return Server(public, Endpoint(name, (written.port if written else None) or port))
 
 
-def _host_in(value: dict[str, Any], path: Path) -> WrittenHost | None:
-    text = value.get("host")
-    if text is None:
-        return None
+def parse_host(value: object, path: Path) -> WrittenHost:
+    """What `host` in server.toml says. Raises FileProblem."""
+    if not isinstance(value, str):
+        raise FileProblem(path, "host", "expected text")
     try:
-        return WrittenHost.parse(text)
-    except (BadKeyText, TypeError, ValueError) as error:
+        return WrittenHost.parse(value)
+    except BadKeyText as error:
         raise FileProblem(path, "host", f"expected NAME or NAME:PORT; {error}") from None
 
 

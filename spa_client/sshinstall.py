@@ -8,7 +8,6 @@ The line has to come first: after a `Host` line it would belong to that host alo
 
 import os
 import re
-import secrets
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +18,7 @@ INCLUDED: Final = "spa_hosts"
 _INCLUDE: Final = re.compile(r"\s*include\b.*\bspa_hosts\b", re.IGNORECASE)
 _SECTION: Final = re.compile(r"\s*(host|match)\b", re.IGNORECASE)
 _MAX_SIZE: Final = 1 << 20
+_BY_HAND: Final = "put it there yourself: spa-client ssh-config"
 _HEAD: Final = "# Written by `spa-client ssh-config --install`: changes here are lost.\n"
 
 
@@ -69,23 +69,15 @@ def _content(path: Path) -> str | None:
     return text
 
 
-_BY_HAND: Final = "put it there yourself: spa-client ssh-config"
-
-
 def _replace(path: Path, text: str) -> None:
     """Whole or not at all. Where it is a link, as those who share theirs have it, what it names."""
     try:
         target = path.resolve()
         mode = target.stat().st_mode & 0o777 if target.exists() else 0o600
-        aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-        try:
-            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
-                file.write(text.encode("utf-8", "surrogateescape"))
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(target)
-        finally:
-            aside.unlink(missing_ok=True)
+        with privatefile.new_file(target, overwrite=True) as unnamed, unnamed.open("wb") as file:
+            unnamed.chmod(mode)
+            file.write(text.encode("utf-8", "surrogateescape"))
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise Trouble(f"{path} cannot be written: {error.strerror}", _BY_HAND) from None

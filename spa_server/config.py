@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from keys import tomlfile
-from keys.invite import WrittenHost
+from keys.invite import parse_host
 from keys.tomlfile import FileProblem, convert, lower_first
 from keys.when import parse_duration
 from spa_protocol.carrier import UDP, Carrier
@@ -155,8 +155,8 @@ def _load(path: Path, *, may_be_missing: bool) -> Config:
         raise FileProblem(path, "mode", 'expected "enforce" or "observe"')
     if read.when_disk_full not in set(WhenFull):
         raise FileProblem(path, "when_disk_full", 'expected "deny" or "serve"')
-    if read.host is not None:
-        _check_host(read.host, path)
+    if read.host is not None:  # nothing here needs it, but what tells clients where to knock
+        parse_host(read.host, path)
     home = path.absolute().parent
     return Config(
         path=path.absolute(),
@@ -171,7 +171,7 @@ def _load(path: Path, *, may_be_missing: bool) -> Config:
         shared_sources=tuple(
             parse_network(text, path, "shared_sources") for text in read.shared_sources
         ),
-        freshness_s=_freshness(read.freshness, path),
+        freshness_s=_duration(read.freshness, path, "freshness", EPOCH_S),
         mode=Mode(read.mode),
         observe=tuple(read.observe),
         metrics=_metrics(read, path),
@@ -183,14 +183,6 @@ def _load(path: Path, *, may_be_missing: bool) -> Config:
     )
 
 
-def _check_host(text: str, path: Path) -> None:
-    """Nothing here needs it: what tells clients where to knock reads it (keys/invite.py)."""
-    try:
-        WrittenHost.parse(text)
-    except ValueError as error:
-        raise FileProblem(path, "host", f"expected NAME or NAME:PORT; {error}") from None
-
-
 def _anomalies(table: dict[str, Any], path: Path) -> Watching:
     read = convert(table, _AnomaliesTable, path, "anomalies")
     hook = None if read.hook is None else Path(read.hook)
@@ -200,18 +192,8 @@ def _anomalies(table: dict[str, Any], path: Path) -> Watching:
     settings = Settings(
         threshold=read.threshold, learning_days=read.learning_days, trusted=tuple(trusted)
     )
-    return Watching(read.watch, hook, _hook_timeout(read.hook_timeout, path), settings)
-
-
-def _hook_timeout(text: str, path: Path) -> float:
-    try:
-        timeout_s = parse_duration(text)
-    except ValueError as error:
-        raise FileProblem(path, "anomalies.hook_timeout", lower_first(str(error))) from None
-    if not 1 <= timeout_s <= _MAX_HOOK_S:
-        why = f"{text!r} is not between 1s and {_MAX_HOOK_S}s"
-        raise FileProblem(path, "anomalies.hook_timeout", why)
-    return timeout_s
+    timeout_s = _duration(read.hook_timeout, path, "anomalies.hook_timeout", _MAX_HOOK_S)
+    return Watching(read.watch, hook, timeout_s, settings)
 
 
 def _carriers(texts: tuple[str, ...], path: Path) -> tuple[Carrier, ...]:
@@ -242,11 +224,12 @@ def _output(text: str, path: Path) -> OutputSpec:
         raise FileProblem(path, "outputs", str(error)) from None
 
 
-def _freshness(text: str, path: Path) -> float:
+def _duration(text: str, path: Path, key: str, most_s: int) -> float:
+    """In seconds: one at least, and `most_s` at most. Raises FileProblem."""
     try:
-        freshness_s = parse_duration(text)
+        duration_s = parse_duration(text)
     except ValueError as error:
-        raise FileProblem(path, "freshness", lower_first(str(error))) from None
-    if not 1 <= freshness_s <= EPOCH_S:
-        raise FileProblem(path, "freshness", f"{text!r} is not between 1s and {EPOCH_S}s")
-    return freshness_s
+        raise FileProblem(path, key, lower_first(str(error))) from None
+    if not 1 <= duration_s <= most_s:
+        raise FileProblem(path, key, f"{text!r} is not between 1s and {most_s}s")
+    return duration_s

@@ -113,15 +113,16 @@ def _check_key(config: Config) -> None:
         mode = f"{stat.S_IMODE(status.st_mode):04o}"
         problem = f"{config.key} is open to other users (mode {mode})"
         raise Trouble(problem, f"run: chmod 600 {quoted}")
-    if status.st_uid not in {os.geteuid(), 0, _daemon_uid()}:
+    user = _daemon_user()
+    if status.st_uid not in {os.geteuid(), 0, user.pw_uid if user is not None else 0}:
         hint = f"run: chown {DAEMON_USER} {quoted}"
         raise Trouble(f"{config.key} belongs to another user than the daemon's", hint)
 
 
-def _daemon_uid() -> int | None:
+def _daemon_user() -> pwd.struct_passwd | None:
     """None where the host has no such user."""
     with suppress(KeyError):
-        return pwd.getpwnam(DAEMON_USER).pw_uid
+        return pwd.getpwnam(DAEMON_USER)
     return None
 
 
@@ -139,6 +140,5 @@ def _give_to_daemon(path: Path) -> None:
     """So that the unprivileged daemon can read what root has made."""
     if os.geteuid() != 0:
         return
-    with suppress(KeyError):
-        user = pwd.getpwnam(DAEMON_USER)
+    if (user := _daemon_user()) is not None:
         shutil.chown(path, user.pw_uid, user.pw_gid)
