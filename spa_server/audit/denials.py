@@ -184,6 +184,8 @@ class Denials:
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
+            if not self._path.exists():
+                sidefile.make_whole(self._path, migrations)
             max_bytes = self._max_lines * _BYTES_A_LINE
             self._connection = sidefile.connect(self._path, migrations, max_bytes=max_bytes)
         return self._connection

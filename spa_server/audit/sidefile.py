@@ -1,7 +1,6 @@
 """A database beside the ledger's that may be lost: the denials, the baselines.
 
-It has its tables before it has its name, since others may read it at any time. One that is broken
-is set aside under another name, and a new one is begun.
+One that is broken is set aside under another name, and a new one is begun.
 """
 
 import sqlite3
@@ -28,8 +27,6 @@ def connect(
     It waits 50 ms for another writer, and grows to about `max_bytes`. Raises sqlite3.Error, Trouble
     and OSError: hand them to `set_aside`.
     """
-    if not path.exists():
-        _make(path, migrations)
     connection = schema.connect(path)
     try:
         connection.execute(f"pragma busy_timeout = {_BUSY_MS}")
@@ -58,7 +55,11 @@ def set_aside(path: Path, error: Exception, now_us: int) -> Path | None:
     return None
 
 
-def _make(path: Path, migrations: Migrations) -> None:
+def make_whole(path: Path, migrations: Migrations) -> None:
+    """Makes one that has its tables before it has its name, where others may read it at any time.
+
+    Raises what `connect` raises.
+    """
     new = path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)
     with closing(schema.connect(new)) as connection:
