@@ -9,7 +9,6 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +17,7 @@ import pytest
 
 from integration.lab import SILENCE_S, Host, Lab, Reach, echoes, wait_until
 from integration.site import Person, Site
+from integration.smalldisk import SmallDisk
 
 KNOCK_PORT: Final = 62201
 NO_ANSWER: Final = 3
@@ -279,50 +279,12 @@ def test_what_others_do_with_other_tables_is_no_matter(scene: Scene) -> None:
 # The disk is full
 
 
-@dataclass
-class SmallDisk:
-    """A server that keeps its files on a disk of a megabyte, and its socket elsewhere, as usual."""
-
-    site: Site
-    client: Host
-    other: Host
-    alice: Person
-
-    def fill(self) -> None:
-        """Leaves room for nothing."""
-        with (self.site.directory / "filler").open("wb", buffering=0) as file, suppress(OSError):
-            while file.write(b"x" * 4096):
-                pass
-
-    def make_room(self) -> None:
-        """As before."""
-        (self.site.directory / "filler").unlink()
-
-    def is_up_to_date(self) -> bool:
-        """Whether nothing waits to be recorded."""
-        return bool(self.site.status()["record"] == "written")
-
-
 @pytest.fixture
 def small() -> Iterator[SmallDisk]:
     with Lab() as lab:
-        server, client, other = lab.host("server"), lab.host("client"), lab.host("other")
-        disk = lab.new_file("disk")
-        disk.mkdir()
-        mount = ("mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "spa-test", disk)
-        subprocess.run(mount, check=True)
-        lab.at_end(lambda: subprocess.run(["umount", "--lazy", disk], check=True))
-        site = Site(lab, server, directory=disk)
-        settings = site.config.read_text()
-        control = lab.new_file("run")
-        control.mkdir()
-        site.config.write_text(settings.replace("control.sock", f"{control}/control.sock"))
-        alice = site.enrol("alice", "ops")
-        server.serve(22)
-        server.serve(80)
-        site.apply_gate()
-        site.start()
-        yield SmallDisk(site, client, other, alice)
+        disk = SmallDisk.new(lab)
+        disk.site.start()
+        yield disk
 
 
 def test_while_the_disk_is_full_nothing_opens_and_the_client_is_told(small: SmallDisk) -> None:

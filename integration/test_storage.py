@@ -8,19 +8,17 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from integration.lab import Host, Lab, Reach, echoes, wait_until
-from integration.site import PROGRAMS, Person, Site
+from integration.site import PROGRAMS
+from integration.smalldisk import SmallDisk
 from keys.when import parse_moment
 
 KNOCK_PORT: Final = 62201
@@ -30,27 +28,8 @@ METRICS: Final = "127.0.0.1:9062"
 PARTS: Final = ("", "-wal", "-shm")
 
 
-@dataclass
-class Scene:
-    """A server whose files are on a small disk of their own, and its socket elsewhere, as usual."""
-
-    site: Site
-    client: Host
-    other: Host
-    alice: Person
-
-    def fill(self) -> None:
-        """Leaves room for nothing."""
-        with (self.site.directory / "filler").open("wb", buffering=0) as file, suppress(OSError):
-            while file.write(b"x" * 4096):
-                pass
-
-    def make_room(self) -> None:
-        """As before."""
-        (self.site.directory / "filler").unlink()
-
-    def is_written(self) -> bool:
-        return bool(self.site.status()["record"] == "written")
+class Scene(SmallDisk):
+    """And how it is with the recording."""
 
     def metric(self, name: str) -> float:
         """What Prometheus would read."""
@@ -71,20 +50,7 @@ class Scene:
 
 
 def made(lab: Lab, settings: str, size: str = "1m") -> Scene:
-    server, client, other = lab.host("server"), lab.host("client"), lab.host("other")
-    disk, run = lab.new_file("disk"), lab.new_file("run")
-    disk.mkdir()
-    run.mkdir()
-    mount = ("mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "spa-test", disk)
-    subprocess.run(mount, check=True)
-    lab.at_end(lambda: subprocess.run(["umount", "--lazy", disk], check=True))
-    site = Site(lab, server, directory=disk, settings=f'\nmetrics = "{METRICS}"\n{settings}')
-    site.config.write_text(site.config.read_text().replace("control.sock", f"{run}/control.sock"))
-    alice = site.enrol("alice", "ops")
-    for port in (22, 80):
-        server.serve(port)
-    site.apply_gate()
-    return Scene(site, client, other, alice)
+    return Scene.new(lab, f'\nmetrics = "{METRICS}"\n{settings}', size)
 
 
 @pytest.fixture
@@ -117,7 +83,7 @@ def test_a_full_disk_is_told_and_so_is_its_end(denies: Scene) -> None:
     assert denies.said == [f"{trouble}; until it can, nothing is granted"]
 
     denies.make_room()
-    wait_until(denies.is_written, what="the record to be written")
+    wait_until(denies.is_up_to_date, what="the record to be written")
     until_us = time.time_ns() // 1000
     assert (site.status()["record_trouble"], denies.metric("spa_ledger_behind")) == ("", 0)
     [late] = site.events("records.late")
@@ -139,13 +105,13 @@ def test_where_the_operator_wished_it_knocks_are_served_and_recorded_later(serve
     serves.alice.knock(serves.client, "tcp/80", "--lifetime", "1s")
     wait_until(lambda: serves.reach(80) is Reach.SILENT, what="a hole to close on time")
     assert serves.reach(22, serves.other) is Reach.SILENT
-    assert not serves.is_written()
+    assert not serves.is_up_to_date()
     assert [hole["access"] for hole in site.holes()] == ["tcp/22"]
     assert serves.said[0].endswith("until it can, what is granted is kept in memory")
     assert site.events("knock.accepted") == []
 
     serves.make_room()
-    wait_until(serves.is_written, what="the record to be written")
+    wait_until(serves.is_up_to_date, what="the record to be written")
     for event in ("knock.accepted", "hole.opened"):
         lines = site.events(event)
         assert [(line["identity"], line["access"]) for line in lines] == [
