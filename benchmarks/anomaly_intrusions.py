@@ -58,6 +58,11 @@ class Scene:
         ]
         return days[self.rng.choice(fit)] if fit else []
 
+    def own_knock(self, victim: Person) -> Record | None:
+        """One of such a day, if there is any."""
+        those = self.day_of_work(victim)
+        return self.rng.choice(those) if those else None
+
     def from_elsewhere(self, victim: Person) -> str:
         """Where an intruder comes from: mostly anywhere, at times the victim's own provider."""
         pool = victim.provider if self.rng.random() < 0.15 else None
@@ -136,11 +141,9 @@ def two_places(scene: Scene, victim: Person) -> Made | None:
 
 def lateral(scene: Scene, victim: Person) -> Made | None:
     """From the victim's own network and in its hours: services that the victim never used."""
-    those = scene.day_of_work(victim)
-    if not those:
+    rng, own = scene.rng, scene.own_knock(victim)
+    if own is None:
         return None
-    rng = scene.rng
-    own = rng.choice(those)
     moment, records = own.at_us, []
     others = [port for port in CATALOGUE if port not in victim.services]
     for port in rng.sample(others, rng.randrange(3, 8)):
@@ -157,11 +160,9 @@ def lateral(scene: Scene, victim: Person) -> Made | None:
 
 def mass_use(scene: Scene, victim: Person) -> Made | None:
     """From the victim's own network, for a usual service: many times in a few hours."""
-    those = scene.day_of_work(victim)
-    if not those:
+    rng, own = scene.rng, scene.own_knock(victim)
+    if own is None:
         return None
-    rng = scene.rng
-    own = rng.choice(those)
     spread_us = int(rng.uniform(0.5, 3) * _HOUR_US)
     moments = sorted(own.at_us + rng.randrange(spread_us) for _ in range(rng.randrange(60, 200)))
     records: list[Record] = []
@@ -172,11 +173,9 @@ def mass_use(scene: Scene, victim: Person) -> Made | None:
 
 def replays(scene: Scene, victim: Person) -> Made | None:
     """A recorded knock, sent again and again."""
-    those = scene.day_of_work(victim)
-    if not those:
+    rng, own = scene.rng, scene.own_knock(victim)
+    if own is None:
         return None
-    rng = scene.rng
-    own = rng.choice(those)
     source = own.source if rng.random() < 0.5 else scene.from_elsewhere(victim)
     moment, records = own.at_us + int(rng.uniform(1, 600) * 1e6), []
     for _ in range(rng.randrange(5, 40)):
@@ -191,11 +190,10 @@ def replays(scene: Scene, victim: Person) -> Made | None:
 
 def forged(scene: Scene, victim: Person) -> Made | None:
     """Someone who saw the victim's tag sends what is not authentic; the tally counts it."""
-    those = scene.day_of_work(victim)
-    if not those:
+    rng, own = scene.rng, scene.own_knock(victim)
+    if own is None:
         return None
-    rng = scene.rng
-    moment, records = rng.choice(those).at_us, []
+    moment, records = own.at_us, []
     for _ in range(rng.randrange(1, 8)):
         source = scene.from_elsewhere(victim)
         key = victim.keys[0][2]

@@ -27,7 +27,6 @@ from spa_server.firewall.gate import answer_priority
 from spa_server.rawanswer import RawSockets
 
 _IP_PKTINFO: Final = 8
-_SO_LOCK_FILTER: Final = 44
 _PKTINFO4: Final = struct.Struct("=i4s4x")  # in_pktinfo: interface, source, unused
 _PKTINFO6: Final = struct.Struct("=16si")  # in6_pktinfo: source, interface
 
@@ -121,8 +120,7 @@ def _deaf_socket(family: int, port: int) -> socket.socket:
     """A UDP socket on every address. The filter stands, and is locked, before the port is bound."""
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
-        bpf.attach(sock, bpf.DROP_ALL)
-        sock.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
+        bpf.deafen(sock)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(("", port))

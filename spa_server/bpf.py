@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 from spa_protocol.carrier import ECHO_SIZE, SYN_SIZE, UDP, UDP_SIZE, Carrier, Kind, ports_of
 
 _SO_ATTACH_FILTER: Final = 26
+_SO_LOCK_FILTER: Final = 44
 
 _NETWORK: Final = -0x100000  # SKF_NET_OFF
 _PROTOCOL: Final = -0x1000  # SKF_AD_OFF + SKF_AD_PROTOCOL
@@ -85,6 +86,12 @@ def attach(sock: socket.socket, program: Sequence[Instruction]) -> None:
     buffer = ctypes.create_string_buffer(code)
     pointer = ctypes.addressof(buffer)
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), pointer))
+
+
+def deafen(sock: socket.socket) -> None:
+    """Has a socket hear nothing, for good: nobody can take the program away. Raises OSError."""
+    attach(sock, DROP_ALL)
+    sock.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
 
 
 def knock_filter(port: int, carriers: Iterable[Carrier] = (UDP,)) -> tuple[Instruction, ...]:

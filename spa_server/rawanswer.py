@@ -23,7 +23,6 @@ from spa_server import bpf
 from spa_server.capture.datagram import Datagram
 from spa_server.firewall.gate import RAW_ANSWER_PRIORITY
 
-_SO_LOCK_FILTER: Final = 44
 _IPV6_CHECKSUM: Final = 7
 _ECHO_REPLIES: Final = {4: 0, 6: 129}
 _RST_ACK: Final = 0x14
@@ -114,8 +113,7 @@ def _deaf_socket(family: int, protocol: int) -> socket.socket | None:
             return None
         raise
     try:
-        bpf.attach(sock, bpf.DROP_ALL)
-        sock.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
+        bpf.deafen(sock)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, RAW_ANSWER_PRIORITY)
         if (family, protocol) == (socket.AF_INET6, socket.IPPROTO_TCP):
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_CHECKSUM, _CHECKSUM_OF_TCP)

@@ -157,7 +157,7 @@ class _Translator:
             if ends_us is not None and ends_us <= self._now_us:
                 self._note(ends, "the stanza has expired, and is left out", "nothing to do")
                 return True
-        if not _has_key(stanza):
+        if _key_of(stanza) is None:
             return False
         said = frozenset((s.variable, s.value) for s in stanza.last.values())
         first = self._seen.setdefault(said, stanza.source.place)
@@ -203,9 +203,8 @@ class _Translator:
             named = (self._person(("gpg", i.lower()), _of_gpg(i), signed_by) for i in ids)
             if people := tuple(dict.fromkeys(named)):
                 return people
-        key = stanza.get("KEY", "KEY_BASE64")
-        is_real = key is not None and key.value != PLACEHOLDER
-        who = ("key", key.value) if key and is_real else ("stanza", str(number))
+        key = _key_of(stanza)
+        who = ("key", key.value) if key is not None else ("stanza", str(number))
         return (self._person(who, f"stanza{number}", stanza.source),)
 
     def _person(self, who: _Who, wanted: str, at: Setting) -> str:
@@ -244,10 +243,10 @@ class _Translator:
         return (Note(setting.place, setting.variable, loss.what, loss.hint),)
 
 
-def _has_key(stanza: Stanza) -> bool:
+def _key_of(stanza: Stanza) -> Setting | None:
     """Two stanzas whose keys were taken out before, or never put in, are not one person's."""
     key = stanza.get("KEY", "KEY_BASE64")
-    return key is not None and key.value != PLACEHOLDER
+    return None if key is None or key.value == PLACEHOLDER else key
 
 
 def _seconds(stanza: Stanza, variable: str, default_s: int) -> int:
