@@ -1,6 +1,7 @@
 """What the kernel counts of denials is in the record: at least, and never more than was sent."""
 
 import asyncio
+import gc
 import json
 import time
 from collections.abc import Iterator
@@ -100,7 +101,12 @@ def test_full_sets_hold_nobody_up(lab: Lab) -> None:
     counts = DenialCounts(Denials(lab.new_file("denials.db")), meter.counted)
     asyncio.run(entered(server, counts))
     flood(client, server, FULL, 2222, copies=2)
-    longest_s, took_s = asyncio.run(entered(server, counts))
+    gc.collect()
+    gc.freeze()  # as the daemon does: a collection walks through what comes from now on alone
+    try:
+        longest_s, took_s = asyncio.run(entered(server, counts))
+    finally:
+        gc.unfreeze()
     print(f"{took_s:.2f} s in all, at most {longest_s * 1e3:.1f} ms at a time")
     assert meter.denied["connection.denied"] >= FULL - 1
     assert longest_s < 0.05
