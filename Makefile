@@ -2,12 +2,13 @@
 # make test    everything that CI runs: lint, types, import contracts, unit and integration tests
 # make check   lint, types and import contracts alone
 # make bench   ours and fwknopd side by side, half an hour (as root); make bench-quick in three minutes
+# make attack  what people who mean harm do, against hosts of namespaces of their own (as root)
 # make unit    the tests that need no root
 # make format  formats the code
 
 BIN := .venv/bin
 
-.PHONY: demo test check unit integration bench bench-quick format clean
+.PHONY: demo test check unit integration attack bench bench-quick format clean
 .NOTPARALLEL:
 
 demo:
@@ -30,6 +31,9 @@ unit: ready
 integration: ready
 	$(BIN)/pytest integration -n 4 --dist loadfile -m "not alone"
 	$(BIN)/pytest integration -m alone
+
+attack: ready
+	$(BIN)/python -m integration.attacks
 
 bench:
 	@scripts/prepare bench
