@@ -1,4 +1,4 @@
-"""What people who mean harm do, as programs: `make attack`, or `python -m integration.attacks NAME`.
+"""What people who mean harm do, as programs: `make attack`, or python -m integration.attacks NAME.
 
 Each module here is one attack. Its docstring says who the attacker is and what they want; its `run`
 carries it out against a host in network namespaces of the lab's own, and gives the figures by which
