@@ -204,9 +204,9 @@ class Registry(Joining):
         """Notes when keys were last heard, many at once: pairs of key id and time."""
         with writing(self._db):
             self._connection.executemany(
-                'UPDATE "key" SET last_seen_us = max(coalesce(last_seen_us, 0), ?2) '
-                "WHERE key_id = ?1",
-                sightings,
+                'UPDATE "key" SET last_seen_us = max(coalesce(last_seen_us, 0), :seen_us) '
+                "WHERE key_id = :key_id",
+                ({"key_id": key_id, "seen_us": seen_us} for key_id, seen_us in sightings),
             )
 
     def at_once(self) -> contextlib.AbstractContextManager[None]:
