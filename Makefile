@@ -27,6 +27,7 @@ check: ready
 # to one process; the tests that measure the machine, or touch it, have it alone afterwards.
 unit: ready
 	$(BIN)/pytest tests -n 3
+	scripts/unit-elsewhere -n 3 -q
 
 integration: ready
 	$(BIN)/pytest integration -n 4 --dist loadfile -m "not alone"

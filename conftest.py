@@ -1,6 +1,6 @@
 """The tests mean the same however they were started.
 
-What runs in the background of a shell, or under nohup, was told to ignore SIGINT, SIGQUIT and SIGHUP,
+What runs in the background of a shell, or under nohup, was told to ignore SIGINT, SIGQUIT, SIGHUP,
 and so would every program be that a test starts and then stops by one of them.
 """
 

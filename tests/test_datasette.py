@@ -54,7 +54,7 @@ def rows(host: Host, database: str, query: str, **values: object) -> list[dict[s
 
 
 def columns_of(path: Path) -> dict[str, set[str]]:
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection:
         names = connection.execute("select name from sqlite_schema where type = 'table'")
         tables = [name for (name,) in names]
         return {

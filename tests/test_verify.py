@@ -8,6 +8,7 @@ import random
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,9 @@ class Kept:
             self.ledger.note(records, NOW_US)
             if last != COUNT:
                 self.upkeep.checkpoint(NOW_US + last * SECOND)
+
+    def close(self) -> None:
+        self.connection.close()
 
     def do(self, sql: str, *values: object) -> None:
         self.connection.execute(sql, values)
@@ -220,7 +224,11 @@ def test_a_record_that_is_gone_altogether_is_found(kept: Kept) -> None:
 @settings(max_examples=150, deadline=None)
 def test_no_change_of_signed_lines_goes_unseen(data: st.DataObject) -> None:
     """Whatever is done to the lines, and chained anew from anywhere: it is found."""
-    kept = _copied()
+    with closing(_copied()) as kept:
+        _change_what_is_signed(kept, data)
+
+
+def _change_what_is_signed(kept: Kept, data: st.DataObject) -> None:
     lines = kept.lines()
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, 90))
@@ -238,9 +246,7 @@ def test_no_change_of_signed_lines_goes_unseen(data: st.DataObject) -> None:
                 lines[place], lines[place + 1] = lines[place + 1], lines[place]
     is_as_before = [line[1:-1] for line in lines] == [line[1:-1] for line in kept.lines()]
     kept.put(lines, chained_from=data.draw(st.none() | st.integers(1, COUNT)))
-    report = kept.verify()
-    kept.connection.close()
-    assert is_as_before or report.findings
+    assert is_as_before or kept.verify().findings
 
 
 _TEMPLATE: list[sqlite3.Connection] = []
