@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from keys import keyfile, serverkey, tomlfile
+from keys import keyfile, serverkey
 from keys.enrolled import EnrolledInvite
+from keys.hostconfig import HostConfig, host_config
 from keys.joining import Waiting
 from keys.keyfile import KeyFile, Kind, Torn
 from keys.privatefile import KeyFileError
@@ -21,12 +22,10 @@ from keys.tomlfile import FileProblem
 from keys.trouble import Trouble
 from keys.when import local_minute, rfc3339
 from spa_protocol.keytext import BadKeyText, Endpoint, Invite
-from spa_protocol.layout import DEFAULT_PORT, KEY_SIZE
+from spa_protocol.layout import KEY_SIZE
 
-SERVER_CONFIG: Final = Path("/etc/spa/server.toml")
 USUAL_EXPIRY: Final = "24h"
 
-_KEY: Final = "server.key"
 _INDENT: Final = "  "
 
 
@@ -66,17 +65,15 @@ def server_here(config: Path | None, host: WrittenHost | None) -> Server:
     Without `config`, the usual file, which need not exist; without `host`, the one that it names,
     else the machine's own name.
     """
-    path = config or SERVER_CONFIG
-    value = {} if config is None and not path.exists() else tomlfile.read(path)
-    key, port = value.get("key", _KEY), value.get("knock_port", DEFAULT_PORT)
-    if not isinstance(key, str):
-        raise FileProblem(path, "key", "expected text")
-    if not isinstance(port, int) or not 1 <= port <= 65535:
-        raise FileProblem(path, "knock_port", "expected a number from 1 to 65535")
-    public = _public_of(path.absolute().parent / key)
-    written = host or (parse_host(value["host"], path) if "host" in value else None)
+    return server_of(host_config(config), host)
+
+
+def server_of(here: HostConfig, host: WrittenHost | None) -> Server:
+    """The same of a configuration that was read. Raises Trouble."""
+    public = _public_of(here.key)
+    written = host or (None if here.host is None else parse_host(here.host, here.path))
     name = written.host if written is not None else _own_name()
-    return Server(public, Endpoint(name, (written.port if written else None) or port))
+    return Server(public, Endpoint(name, (written.port if written else None) or here.knock_port))
 
 
 def parse_host(value: object, path: Path) -> WrittenHost:

@@ -13,7 +13,6 @@ from keys.identity import Identity
 from keys.invite import USUAL_EXPIRY, WrittenHost
 from keys.options import (
     IDENTITY,
-    PATH,
     PROGRAM,
     ROLE,
     actor,
@@ -21,6 +20,7 @@ from keys.options import (
     control_option,
     database_option,
     expiry,
+    host_here,
     now_us,
     roles_in_words,
     tell_daemon,
@@ -66,14 +66,6 @@ _WAITING = click.argument("name", metavar="IDENTITY|KEY", shell_complete=offers.
     help="Show a QR code as well, or none.  [default: at a terminal]",
 )
 @as_json_option
-@click.option(
-    "--server-config",
-    "config",
-    type=PATH,
-    envvar="SPA_SERVER_CONFIG",
-    show_envvar=True,
-    help="The server's configuration, for its key and port.  [default: /etc/spa/server.toml]",
-)
 @database_option
 @control_option
 def invite(
@@ -85,7 +77,6 @@ def invite(
     host: WrittenHost | None,
     wants_qr: bool | None,
     as_json: bool,
-    config: Path | None,
     database: Path,
     control: Path,
 ) -> None:
@@ -98,7 +89,7 @@ def invite(
         raise click.UsageError("--json and --qr exclude each other")
     at_us = now_us()
     expires_at_us = expiry(expires, at_us) or at_us
-    server = invites.server_here(config, host)
+    server = invites.server_of(host_here(), host)
     with opened(database, create=True) as registry:
         token = registry.create_invite(
             name,

@@ -10,11 +10,12 @@ import click
 
 from keys import places
 from keys.completion import offering
+from keys.hostconfig import host_config
 from keys.registry import opened
 
 
 def _database(ctx: click.Context) -> Path:
-    return Path(ctx.params.get("database") or places.DATABASE)
+    return ctx.params.get("database") or host_config(None).database
 
 
 @offering

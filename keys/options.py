@@ -11,6 +11,7 @@ import click
 
 from keys import offers, places
 from keys.console import Parsed, note
+from keys.hostconfig import HostConfig, host_config
 from keys.names import identity_name, key_name, role_name
 from keys.newkey import user_name
 from keys.poke import poke
@@ -18,6 +19,7 @@ from keys.text import clean_comment
 from keys.when import BadTime, parse_expiry
 
 PROGRAM: Final = "spa-keys"
+_HOST: Final = "keys.hostconfig"
 
 IDENTITY: Final = Parsed("identity", identity_name, offers.identities)
 ROLE: Final = Parsed("role", role_name, offers.roles)
@@ -33,15 +35,6 @@ directory_option: Final = click.option(
     show_default="~/.config/spa/keys",
     show_envvar=True,
     help="Where your private keys are.",
-)
-database_option: Final = click.option(
-    "--database",
-    type=PATH,
-    envvar="SPA_DATABASE",
-    default=places.DATABASE,
-    show_default=True,
-    show_envvar=True,
-    help="The registry's file.",
 )
 config_option: Final = click.option(
     "--config",
@@ -97,15 +90,61 @@ def new_key_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return reduce(lambda made, option: option(made), reversed(_NEW_KEY), command)
 
 
+def _note_host(ctx: click.Context, param: click.Parameter, config: Path | None) -> None:  # noqa: ARG001 - click's own
+    ctx.meta[_HOST] = host_config(config)
+
+
+def host_here() -> HostConfig:
+    """What the server's configuration says, for a command with `database_option`."""
+    here: HostConfig = click.get_current_context().meta[_HOST]
+    return here
+
+
+def _of_this_host(ctx: click.Context, param: click.Parameter, given: Path | None) -> Path:
+    """What the server's configuration names, unless the option says otherwise; then it is told."""
+    here: HostConfig = ctx.meta[_HOST]
+    configured: Path = getattr(here, str(param.name))
+    if given is None or given.absolute() == configured:
+        return configured
+    if here.path.exists():
+        tell(f"--{param.name} is {given}, while {here.path} has {configured}")
+    return given
+
+
+_server_config_option: Final = click.option(
+    "--server-config",
+    type=PATH,
+    envvar="SPA_SERVER_CONFIG",
+    show_envvar=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_note_host,
+    help="The server's configuration: where registry, daemon and key are.  "
+    "[default: /etc/spa/server.toml]",
+)
+_database_option: Final = click.option(
+    "--database",
+    type=PATH,
+    envvar="SPA_DATABASE",
+    callback=_of_this_host,
+    show_envvar=True,
+    help="The registry's file.  [default: as the server's configuration has it]",
+)
 control_option: Final = click.option(
     "--control",
     type=PATH,
     envvar="SPA_CONTROL",
-    default=places.CONTROL_SOCKET,
-    show_default=True,
+    callback=_of_this_host,
     show_envvar=True,
-    help="The socket of the daemon, which is told at once.",
+    help="The socket of the daemon, which is told at once.  [default: as the configuration has it]",
 )
+
+
+def database_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The registry, found by the same configuration as the daemon finds it by."""
+    return _server_config_option(_database_option(command))
+
+
 as_json_option: Final = click.option(
     "--json", "as_json", is_flag=True, help="For programs: times in UTC, all fields."
 )

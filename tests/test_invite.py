@@ -460,8 +460,11 @@ class Site(Host):
         super().__init__(directory)
         self.key = serverkey.generate()
         serverkey.save(self.key, directory / "server.key")
-        (directory / "server.toml").write_text('key = "server.key"\n')
-        self.environment["SPA_SERVER_CONFIG"] = str(directory / "server.toml")
+        self.config = directory / "server.toml"
+        self.config.write_text(
+            'key = "server.key"\ndatabase = "registry/spa.db"\ncontrol = "control.sock"\n'
+        )
+        self.environment["SPA_SERVER_CONFIG"] = str(self.config)
 
     def invite(self, name: str, *options: str) -> tuple[Ended, Invite]:
         ended = self.run("invite", name, "--host", "db1.example", *options)
