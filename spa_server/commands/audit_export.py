@@ -11,25 +11,10 @@ from typing import IO, Any
 import click
 
 from keys import schema
-from keys.console import Parsed, note
-from keys.when import parse_duration, parse_moment
-from spa_protocol.access import Access
-from spa_protocol.layout import Address
-from spa_server import clock
-from spa_server.commands.common import ACCESS, ADDRESS, PATH, explained
+from keys.console import note
+from spa_server.commands.common import PATH, explained
+from spa_server.commands.filters import MOMENT, filter_options, wanted
 from spa_server.config import load_config
-
-
-def _back(text: str) -> int:
-    """A duration back from now, or a moment."""
-    now_us = clock.now_us()
-    try:
-        return now_us - round(parse_duration(text) * 1_000_000)
-    except ValueError:
-        return parse_moment(text, now_us)
-
-
-MOMENT = Parsed("moment", _back)
 
 
 @click.command("export")
@@ -37,26 +22,18 @@ MOMENT = Parsed("moment", _back)
     "--format", "form", type=click.Choice(["jsonl", "csv", "ocsf"]), default="jsonl",
     show_default=True, help="JSON lines, a table for spreadsheets, or events of OCSF 1.5.",
 )  # fmt: skip
-@click.option("--since", type=MOMENT, help="From when on: 30d, 2026-11-24T09:00.")
 @click.option("--until", type=MOMENT, help="Up to when: 1d, 2026-11-24T09:00.")
-@click.option("--identity", help="Only this person's.")
-@click.option("--event", help="Only this event (hole.opened) or group of events (knock).")
-@click.option("--source", type=ADDRESS, help="Only from this address.")
-@click.option("--access", type=ACCESS, help="Only to this protocol and port.")
-@click.option("--denied", is_flag=True, help="Only what was refused or denied.")
+@filter_options
 @click.option("--out", type=PATH, metavar="FILE", help="Where to; made anew, readable by you only.")
 @click.pass_obj
 def export(
     path: Path | None,
+    /,
+    *,
     form: str,
-    since: int | None,
     until: int | None,
-    identity: str | None,
-    event: str | None,
-    source: Address | None,
-    access: Access | None,
-    denied: bool,
     out: Path | None,
+    **asked: Any,
 ) -> None:
     """Writes the record, and the denials beside it, for other programs; oldest first.
 
@@ -71,18 +48,11 @@ def export(
       spa-server audit export --format csv --denied --since 1d --out denied.csv
       spa-server audit export --format ocsf --identity alice | curl --data-binary @- ...
     """
-    from spa_server.audit import asking, denials
+    from spa_server.audit import denials
     from spa_server.audit.export import Format, Line, lines, written
 
     config = load_config(path)
-    wanted = asking.Filter(
-        since_us=since,
-        identity=identity,
-        event=event,
-        source=str(source) if source else None,
-        access=str(access) if access else None,
-        denied=denied,
-    )
+    chosen = wanted(config, **asked)
     read = kept = 0
 
     def counted(found: Iterator[Line]) -> Iterator[Line]:
@@ -99,7 +69,7 @@ def export(
         if apart.exists():
             stack.enter_context(explained(apart))
             beside = stack.enter_context(closing(schema.connect(apart, read_only=True)))
-        found = counted(lines(record, wanted, until_us=until, denials=beside))
+        found = counted(lines(record, chosen, until_us=until, denials=beside))
         file = stack.enter_context(_output(out))
         for text in written(Format(form), found):
             file.write(text)

@@ -9,6 +9,7 @@ from keys.invite import WrittenHost
 from keys.names import identity_name
 from spa_server.commands.common import PROGRAM, ask, explained, json_option
 from spa_server.commands.gate import observing
+from spa_server.commands.offers import identities
 from spa_server.config import load_config
 
 
@@ -92,7 +93,9 @@ def holes(path: Path | None, as_json: bool) -> None:
 
 @click.command("close")
 @click.argument("grants", nargs=-1, type=int)
-@click.option("--identity", type=Parsed("identity", identity_name), help="All of this identity's.")
+@click.option(
+    "--identity", type=Parsed("identity", identity_name, identities), help="All of this identity's."
+)
 @click.option("--all", "everything", is_flag=True, help="All there are.")
 @click.pass_obj
 def close(

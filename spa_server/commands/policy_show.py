@@ -16,6 +16,7 @@ from keys.when import parse_moment
 from spa_protocol.layout import Address, unmapped
 from spa_server import clock
 from spa_server.commands.common import ADDRESS, json_option, open_registry
+from spa_server.commands.offers import identities
 from spa_server.config import Config, load_config
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ class People:
     "  spa-server policy show --from 10.20.3.4 --at 8h      eight hours from now\n"
     "  spa-server policy show --json | jq '.rows[] | select(.reaches.ssh) | .name'"
 )
-@click.option("--identity", type=Parsed("identity", identity_name), help="Only this one's row.")
+@click.option(
+    "--identity", type=Parsed("identity", identity_name, identities), help="Only this one's row."
+)
 @click.option("--service", help="Only this service, by its name in the policy.")
 @click.option(
     "--at",
