@@ -18,6 +18,7 @@ from keys.options import (
     ROLE,
     actor,
     as_json_option,
+    check_roles,
     control_option,
     database_option,
     expiry,
@@ -135,6 +136,7 @@ def enroll(
         listed = keyline.read_list(key_list, name)
     else:
         listed = keyline.of_one(_required(name), *_given_key(key, key_file))
+    check_roles({*roles, *(role for entry in listed.entries for role in entry.roles)})
     with opened(database, create=True) as registry, registry.at_once():
         for entry in listed.entries:
             _enroll(registry, listed, entry, terms)
@@ -223,6 +225,7 @@ def revoke(name: str, yes: bool, database: Path, control: Path) -> None:
 @control_option
 def grant(name: str, roles: tuple[str, ...], database: Path, control: Path) -> None:
     """Gives roles to an identity. What a role allows is said in the policy."""
+    check_roles(roles)
     with opened(database) as registry:
         now_has = registry.grant(name, roles, now_us=now_us(), actor=actor())
     say(f"{name}: {roles_in_words(now_has)}")

@@ -4,6 +4,7 @@
 one registry and one daemon, nothing here has a default of its own that the file could contradict.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,8 +13,12 @@ from keys import places, tomlfile
 from keys.tomlfile import FileProblem
 from spa_protocol.layout import DEFAULT_PORT
 
+IN_CONTEXT: Final = "keys.hostconfig"
+"""Where a command's click context has it, in `meta`."""
+
 SERVER_CONFIG: Final = Path("/etc/spa/server.toml")
-_KEY: Final = "server.key"
+_POLICY: Final = "/etc/spa/policy.toml"
+_KEY: Final = "/etc/spa/server.key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,7 @@ class HostConfig:
     """
 
     path: Path
+    policy: Path
     key: Path
     database: Path
     control: Path
@@ -40,12 +46,29 @@ def host_config(config: Path | None) -> HostConfig:
         raise FileProblem(path, "knock_port", "expected a number from 1 to 65535")
     return HostConfig(
         path=path,
+        policy=_file(value, "policy", _POLICY, path),
         key=_file(value, "key", _KEY, path),
         database=_file(value, "database", str(places.DATABASE), path),
         control=_file(value, "control", str(places.CONTROL_SOCKET), path),
         knock_port=port,
         host=value.get("host"),
     )
+
+
+def unknown_roles(roles: Iterable[str], policy: Path) -> list[str]:
+    """Those that the policy does not have; none where it cannot be read, as by other users.
+
+    What is wrong with a policy is for `spa-server check` to say.
+    """
+    try:
+        return sorted(set(roles) - policy_roles(policy))
+    except FileProblem:
+        return []
+
+
+def policy_roles(policy: Path) -> set[str]:
+    """The roles that a policy has. Raises FileProblem."""
+    return set(tomlfile.table(tomlfile.read(policy), "roles", policy))
 
 
 def _file(value: dict[str, Any], name: str, usual: str, path: Path) -> Path:

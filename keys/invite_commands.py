@@ -17,6 +17,7 @@ from keys.options import (
     ROLE,
     actor,
     as_json_option,
+    check_roles,
     control_option,
     database_option,
     expiry,
@@ -89,6 +90,7 @@ def invite(
         raise click.UsageError("--json and --qr exclude each other")
     at_us = now_us()
     expires_at_us = expiry(expires, at_us) or at_us
+    check_roles(roles)
     server = invites.server_of(host_here(), host)
     with opened(database, create=True) as registry:
         token = registry.create_invite(

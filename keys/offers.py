@@ -4,18 +4,25 @@ The registry belongs to the daemon's user: who may not read it is offered nothin
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from keys import places
 from keys.completion import offering
-from keys.hostconfig import host_config
+from keys.hostconfig import IN_CONTEXT, HostConfig, host_config, policy_roles
 from keys.registry import opened
+from keys.tomlfile import FileProblem
+
+
+def _here(ctx: click.Context) -> HostConfig:
+    here: HostConfig | None = ctx.meta.get(IN_CONTEXT)
+    return here or host_config(None)
 
 
 def _database(ctx: click.Context) -> Path:
-    return ctx.params.get("database") or host_config(None).database
+    return ctx.params.get("database") or _here(ctx).database
 
 
 @offering
@@ -27,7 +34,9 @@ def identities(ctx: click.Context) -> Iterator[str]:
 
 @offering
 def roles(ctx: click.Context) -> Iterator[str]:
-    """Every role that somebody has."""
+    """Every role of the policy, and every one that somebody has."""
+    with suppress(FileProblem):
+        yield from sorted(policy_roles(_here(ctx).policy))
     with opened(_database(ctx), read_only=True) as registry:
         yield from sorted(set().union(*registry.identities().values()))
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import reduce
 from pathlib import Path
 from typing import Any, Final
@@ -11,15 +11,15 @@ import click
 
 from keys import offers, places
 from keys.console import Parsed, note
-from keys.hostconfig import HostConfig, host_config
+from keys.hostconfig import IN_CONTEXT, HostConfig, host_config, unknown_roles
 from keys.names import identity_name, key_name, role_name
 from keys.newkey import user_name
 from keys.poke import poke
+from keys.registry import Refused
 from keys.text import clean_comment
 from keys.when import BadTime, parse_expiry
 
 PROGRAM: Final = "spa-keys"
-_HOST: Final = "keys.hostconfig"
 
 IDENTITY: Final = Parsed("identity", identity_name, offers.identities)
 ROLE: Final = Parsed("role", role_name, offers.roles)
@@ -91,18 +91,18 @@ def new_key_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _note_host(ctx: click.Context, param: click.Parameter, config: Path | None) -> None:  # noqa: ARG001 - click's own
-    ctx.meta[_HOST] = host_config(config)
+    ctx.meta[IN_CONTEXT] = host_config(config)
 
 
 def host_here() -> HostConfig:
     """What the server's configuration says, for a command with `database_option`."""
-    here: HostConfig = click.get_current_context().meta[_HOST]
+    here: HostConfig = click.get_current_context().meta[IN_CONTEXT]
     return here
 
 
 def _of_this_host(ctx: click.Context, param: click.Parameter, given: Path | None) -> Path:
     """What the server's configuration names, unless the option says otherwise; then it is told."""
-    here: HostConfig = ctx.meta[_HOST]
+    here: HostConfig = ctx.meta[IN_CONTEXT]
     configured: Path = getattr(here, str(param.name))
     if given is None or given.absolute() == configured:
         return configured
@@ -167,6 +167,13 @@ def actor() -> str:
     """Who changes the registry, for its record."""
     behind = os.environ.get("SUDO_USER", "")
     return clean_comment(f"{user_name()} (sudo by {behind})" if behind else user_name())
+
+
+def check_roles(roles: Iterable[str]) -> None:
+    """Raises Refused for a role that the policy of this host does not have: a slip, most likely."""
+    policy = host_here().policy
+    if unknown := unknown_roles(roles, policy):
+        raise Refused(f"{policy} has no role {', '.join(unknown)}", "see: spa-server policy show")
 
 
 def tell(line: str) -> None:

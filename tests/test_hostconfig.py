@@ -69,3 +69,38 @@ def test_what_is_wrong_with_it_is_said(site: Site, line: str, problem: str) -> N
     with pytest.raises(FileProblem, match=problem):
         host_config(site.config)
     assert problem in site.run("list").err
+
+
+# Roles
+
+
+@pytest.fixture
+def dbas(site: Site) -> Site:
+    """A host whose policy has the role dba alone."""
+    with site.config.open("a") as config:
+        config.write('policy = "policy.toml"\n')
+    site.config.with_name("policy.toml").write_text("[roles.dba]\n")
+    return site
+
+
+def test_a_role_that_the_policy_does_not_have_is_refused(dbas: Site) -> None:
+    policy = dbas.config.with_name("policy.toml")
+    refusal = f"spa-keys: {policy} has no role dbaa; see: spa-server policy show\n"
+    key = dbas.run("generate", "--no-passphrase").out.strip()
+    for command in (
+        ["invite", "alice", "--host", "h", "--role", "dba", "--role", "dbaa"],
+        ["enroll", "alice", "--key", key, "--role", "dbaa"],
+    ):
+        ended = dbas.run(*command)
+        assert (ended.code, ended.out, ended.err) == (1, "", refusal)
+    assert dbas.run("enroll", "alice", "--key", key, "--role", "dba").code == 0
+    ended = dbas.run("grant", "alice", "dbaa")
+    assert (ended.code, ended.err) == (1, refusal)
+    assert dbas.run("ungrant", "alice", "dba").code == 0  # whatever somebody has can be taken away
+
+
+@pytest.mark.parametrize("policy", [None, "[roles", "roles = 1"])
+def test_where_the_policy_cannot_tell_every_role_will_do(dbas: Site, policy: str | None) -> None:
+    path = dbas.config.with_name("policy.toml")
+    path.unlink() if policy is None else path.write_text(policy)
+    assert dbas.run("invite", "alice", "--host", "h", "--role", "dbaa").code == 0
