@@ -23,7 +23,7 @@ from typing import Final
 from keys.identity import Identity
 from keys.registry import Registry
 from keys.schema import connect
-from spa_client.compose import Composer, SourceRule, Wish
+from spa_client.compose import Composer, SourceRule, TargetRule, Wish
 from spa_protocol.access import Access
 from spa_protocol.layout import NONCE_SIZE, epoch_of
 from spa_protocol.reply import Reply, address_of, open_reply
@@ -118,7 +118,7 @@ def compose(order: Order, server: bytes) -> Knock:
     pair = pair_of(order.person, server)
     wish = Wish(tuple(map(Access.parse, order.accesses)), lifetime_s=order.lifetime_s)
     source = SourceRule.NONE if order.source is None else IPv4Address(order.source)
-    composer = Composer(identity_of(order.person), server, pair, wish, source)
+    composer = Composer(identity_of(order.person), server, pair, wish, source, TargetRule.NONE)
     nonce = secrets.token_bytes(NONCE_SIZE)
     written = composer.compose(_ANY, _ANY, nonce=nonce, now_us=order.sent_at_us)
     return Knock(order.person, written.payload, nonce, address_of(pair, nonce))

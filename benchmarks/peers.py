@@ -118,7 +118,13 @@ class Ours:
         directory = self.scene.lab.new_file("spa")
         directory.mkdir()
         crowd.kept(self.people, self.scene.cache, directory)
-        self.site = Site(self.scene.lab, self.scene.server, policy=_POLICY, directory=directory)
+        self.site = Site(
+            self.scene.lab,
+            self.scene.server,
+            policy=_POLICY,
+            settings='undeclared_target = "accept"\n',
+            directory=directory,
+        )
         self.site.apply_gate()
 
     @property

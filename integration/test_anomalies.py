@@ -17,7 +17,7 @@ import pytest
 
 from integration.lab import Host, Lab, Reach, wait_until
 from integration.site import RecordSince, Site
-from integration.wire import Caller, Injector, Pen
+from integration.wire import ACCEPTS_UNDECLARED, Caller, Injector, Pen
 from spa_protocol.reason import Status
 
 SSH: Final = 22
@@ -67,7 +67,7 @@ def scene() -> Iterator[Scene]:
         settings = f'[anomalies]\nhook = "{hook}"\nhook_timeout = "{HANGS_S}s"\n'
         server, client, stranger = lab.host("server"), lab.host("client"), lab.host("stranger")
         server.serve(SSH)
-        site = Site(lab, server, settings=settings)
+        site = Site(lab, server, settings=ACCEPTS_UNDECLARED + settings)
         site.apply_gate()
         site.start()
         yield Scene(site, client, stranger, Injector(stranger, server), directory)

@@ -26,6 +26,7 @@ from integration.lab import Address, Host, Lab, Reach, wait_until
 from integration.site import POLICY, PROGRAMS, Person, Site
 from integration.test_unprivileged import AS_THE_DAEMON, UID, passage
 from integration.wire import (
+    ACCEPTS_UNDECLARED,
     Injector,
     Pen,
     Tap,
@@ -107,7 +108,7 @@ def wrapped(carrier: str, payload: bytes, source: Address, target: Address) -> b
 
 def made(lab: Lab, settings: str = ALL, policy: str = POLICY) -> Scene:
     server, client = lab.host("server"), lab.host("client")
-    site = Site(lab, server, policy=policy, settings=settings)
+    site = Site(lab, server, policy=policy, settings=ACCEPTS_UNDECLARED + settings)
     alice = site.enrol("alice", "ops")
     pen = Pen.enrolled(site, "bob", "ops")
     site.apply_gate()
@@ -427,7 +428,7 @@ def test_a_middlebox_that_lets_little_else_through(
     client.default_route(router, inside)
     server.default_route(router, outside)
     router.run(["nft", "-f", "-"], text=MIDDLEBOX.format(rule=f"{rule}\n    tcp dport 22 accept"))
-    site = Site(lab, server, settings=ALL)
+    site = Site(lab, server, settings=ACCEPTS_UNDECLARED + ALL)
     alice = site.enrol("alice", "ops")
     server.serve(22)
     site.apply_gate()
@@ -461,7 +462,7 @@ def test_the_capture_at_an_interface_hears_them_too(lab: Lab, version: int) -> N
 def test_without_cap_net_raw_the_daemon_says_so_and_needs_it_for_no_datagram(lab: Lab) -> None:
     with tempfile.TemporaryDirectory(prefix="spa-carriers") as directory:
         server, client = lab.host("server"), lab.host("client")
-        settings = 'carriers = ["udp", "udp:53"]\n'
+        settings = ACCEPTS_UNDECLARED + 'carriers = ["udp", "udp:53"]\n'
         site = Site(lab, server, settings=settings, directory=Path(directory))
         alice = site.enrol("alice", "ops")
         site.apply_gate()

@@ -18,6 +18,7 @@ import pytest
 from integration.lab import Host, Lab, Reach, wait_until
 from integration.site import Person, Site
 from integration.wire import (
+    ACCEPTS_UNDECLARED,
     SECOND_US,
     Caller,
     Injector,
@@ -150,7 +151,14 @@ def scene() -> Iterator[Scene]:
         server, client, eve = lab.host("server"), lab.host("client"), lab.host("eve")
         clock = WallClock(lab.new_file("clock"))
         made = Scene(
-            lab, Site(lab, server), server, client, eve, clock, Tap(server), Injector(eve, server)
+            lab,
+            Site(lab, server, settings=ACCEPTS_UNDECLARED),
+            server,
+            client,
+            eve,
+            clock,
+            Tap(server),
+            Injector(eve, server),
         )
         server.add_route("198.18.0.0/15", eve.v4)
         server.serve(22)

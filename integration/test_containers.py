@@ -144,7 +144,7 @@ def test_the_container_s_own_address_cannot_be_reached_from_outside(scene: Scene
         client, of(scene.server), "tcp/22", "--target", str(inside), check=False
     )
     assert knock.returncode == 1
-    assert "the target is no address of this host" in knock.stderr
+    assert "the target is no address of this host; see also_addressed_as" in knock.stderr
 
 
 def test_another_default_route_is_another_way_in(scene: Scene) -> None:

@@ -37,6 +37,7 @@ from scapy.packet import Packet, Raw, fuzz
 from integration.lab import Address, Host, Lab, Place, Reach, wait_until
 from integration.site import Site
 from integration.wire import (
+    ACCEPTS_UNDECLARED,
     Caller,
     Injector,
     Pen,
@@ -54,7 +55,7 @@ from integration.wire import (
 from spa_protocol.access import Access
 from spa_protocol.knock import Knock, message_to_sign, seal_request
 from spa_protocol.layout import DEFAULT_PORT, epoch_of
-from spa_protocol.reason import Reason, Status
+from spa_protocol.reason import Code, Reason, Status
 
 SEED: Final = 20_261_124
 LIFETIME_S: Final = 600
@@ -118,7 +119,7 @@ def scene() -> Iterator[Scene]:
         server, client, attacker = lab.host("server"), lab.host("client"), lab.host("attacker")
         server.add_route("198.18.0.0/15", attacker.v4)
         server.add_route("2001:db8::/32", attacker.v6)
-        site = Site(lab, server)
+        site = Site(lab, server, settings=ACCEPTS_UNDECLARED)
         clerks = [Pen.enrolled(site, f"clerk-{number}", "ops") for number in range(4)]
         pens = [Pen.enrolled(site, f"person-{number}", "ops") for number in range(8)]
         site.apply_gate()
@@ -384,11 +385,12 @@ def assert_not_heard_from(scene: Scene, source: str) -> None:
     assert scene.holes_from(ip_address(source)) == 0
 
 
-def test_the_host_itself_may_knock(scene: Scene) -> None:
+def test_the_host_itself_is_told_that_it_needs_no_hole(scene: Scene) -> None:
     for target in (scene.server.v4, scene.server.v6, IPv4Address("127.0.0.1")):
         reply = Caller(scene.pens[2], scene.server, target).ask("tcp/22")
         assert reply is not None
-        assert reply.status is Status.GRANTED
+        assert [outcome.code for outcome in reply.outcomes] == [Code.NOT_A_TARGET]
+        assert scene.holes_from(target) == 0
 
 
 # A stolen tag, a stolen secret
@@ -710,7 +712,7 @@ def test_the_capture_at_an_interface_tells_the_same_from_the_same(lab: Lab) -> N
     server, client, attacker = lab.host("server"), lab.host("client"), lab.host("attacker")
     server.add_route("198.18.0.0/15", attacker.v4)
     server.add_route("2001:db8::/32", attacker.v6)
-    site = Site(lab, server, settings='capture = "interface:lan"\n')
+    site = Site(lab, server, settings='capture = "interface:lan"\n' + ACCEPTS_UNDECLARED)
     pens = [Pen.enrolled(site, name, "ops") for name in ("alice", "bob", "carol")]
     site.apply_gate()
     site.start()

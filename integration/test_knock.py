@@ -280,8 +280,8 @@ def test_no_hole_is_for_an_address_that_is_not_the_hosts(scene: Scene, record: R
         scene.client, "tcp/22", "--target", str(scene.other.v4), check=False
     )
     assert refused.returncode == 1
-    assert "the target is no address of this host" in refused.stderr
-    reason = "the target is no address of this host"
+    assert "the target is no address of this host; see also_addressed_as" in refused.stderr
+    reason = "the target is no address of this host; see also_addressed_as"
     record.line("knock.refused", identity="alice", target=scene.other.v4, reason=reason)
     assert not scene.site.holes()
 

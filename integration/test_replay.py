@@ -12,6 +12,7 @@ import pytest
 from integration.lab import Address, Host, Lab, Reach, wait_until
 from integration.site import PROGRAMS, Person, Site
 from integration.wire import (
+    ACCEPTS_UNDECLARED,
     SECOND_US,
     Caller,
     Heard,
@@ -65,7 +66,7 @@ class Scene:
 def scene() -> Iterator[Scene]:
     with Lab() as lab:
         server, client, eve = lab.host("server"), lab.host("client"), lab.host("eve")
-        site = Site(lab, server)
+        site = Site(lab, server, settings=ACCEPTS_UNDECLARED)
         clerk = Pen.enrolled(site, "clerk", "ops")
         for port in SERVER_SIDE_PORTS:
             server.serve(port)

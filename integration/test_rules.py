@@ -18,7 +18,7 @@ import pytest
 
 from integration.lab import Host, Lab, Reach, wait_until
 from integration.site import Site
-from integration.wire import SECOND_US, Caller, Pen, faketime, now_us
+from integration.wire import ACCEPTS_UNDECLARED, SECOND_US, Caller, Pen, faketime, now_us
 from spa_protocol.reason import Code, Status
 from spa_protocol.reply import Reply
 
@@ -125,7 +125,14 @@ def scene() -> Iterator[Scene]:
         policy = POLICY.format(client=client.v4, client6=client.v6)
         clock = lab.new_file("clock")
         env = faketime(lab, clock)
-        made = Scene(Site(lab, server, policy=policy), server, client, other, clock, env)
+        made = Scene(
+            Site(lab, server, policy=policy, settings=ACCEPTS_UNDECLARED),
+            server,
+            client,
+            other,
+            clock,
+            env,
+        )
         clock.write_text("+0\n")
         for port in (22, 5432, 9090, 5353):
             server.serve(port)

@@ -17,7 +17,7 @@ import pytest
 
 from integration.lab import Address, Host, Lab, Reach, wait_until
 from integration.site import Person, Site
-from integration.wire import Heard, Pen, Tap, udp_in
+from integration.wire import ACCEPTS_UNDECLARED, Heard, Pen, Tap, udp_in
 from spa_protocol.layout import DATAGRAM_SIZE, DEFAULT_PORT, TAG_SIZE
 
 SERVED: Final = (22, 80, 5432, 7000)
@@ -51,7 +51,7 @@ def scene() -> Iterator[Scene]:
                 host.serve(port)
         # Else it would refuse a UDP port once a second, and a scan would take that long.
         bare.sysctl(ipv4__icmp_ratelimit=0, ipv6__icmp__ratelimit=0)
-        site = Site(lab, server)
+        site = Site(lab, server, settings=ACCEPTS_UNDECLARED)
         alice = site.enrol("alice", "ops")
         site.apply_gate()
         site.start()

@@ -21,7 +21,7 @@ from integration.lab import DEFAULT_SEGMENT, Address, Host, Lab
 from integration.site import Person, Site
 from keys import identity
 from keys.identity import Identity
-from spa_client.compose import Composer, Datagram, Source, SourceRule, Wish
+from spa_client.compose import Composer, Datagram, NamedTarget, Source, SourceRule, TargetRule, Wish
 from spa_protocol.access import Access
 from spa_protocol.keytext import ServerLine, format_key
 from spa_protocol.layout import DEFAULT_PORT, NONCE_SIZE
@@ -77,6 +77,10 @@ def _sweep_up_after_faketime() -> None:
             left.unlink(missing_ok=True)
 
 
+ACCEPTS_UNDECLARED: Final = 'undeclared_target = "accept"\n'
+"""The setting under which a knock that names no target is good at whichever address it arrives."""
+
+
 @dataclass(frozen=True)
 class Pen:
     """A key in the test's own hands: it writes requests and reads the answers to them."""
@@ -116,18 +120,22 @@ class Pen:
         *accesses: str,
         at_us: int | None = None,
         source: Source = SourceRule.NONE,
+        target: NamedTarget = TargetRule.NONE,
         lifetime_s: int = 0,
         closing: bool = False,
         reply_wanted: bool = True,
     ) -> Datagram:
-        """A knock, or a close, stamped with a time: now, unless another is given."""
+        """A knock, or a close, stamped with a time: now, unless another is given.
+
+        One without a target is for a site with ACCEPTS_UNDECLARED in its settings.
+        """
         wish = Wish(
             accesses=tuple(map(Access.parse, accesses)),
             closing=closing,
             lifetime_s=lifetime_s,
             reply_wanted=reply_wanted,
         )
-        return self._composer(wish, source).compose(
+        return self._composer(wish, source, target).compose(
             _ANY,
             _ANY,
             nonce=secrets.token_bytes(NONCE_SIZE),
@@ -138,8 +146,10 @@ class Pen:
         """The server's answer to a request, or None for any other bytes."""
         return self._composer(Wish(()), SourceRule.NONE).open(payload, request)
 
-    def _composer(self, wish: Wish, source: Source) -> Composer:
-        return Composer.toward(self.server, self.key, wish, source)
+    def _composer(
+        self, wish: Wish, source: Source, target: NamedTarget = TargetRule.NONE
+    ) -> Composer:
+        return Composer.toward(self.server, self.key, wish, source, target)
 
 
 @dataclass(frozen=True)
@@ -152,6 +162,7 @@ class Caller:
 
     def ask(self, *accesses: str, within_s: float = 3.0, **how: Any) -> Reply | None:
         """The answer to one new request, sent once."""
+        how.setdefault("target", self.target)
         return self.send(self.pen.write(*accesses, **how), within_s=within_s)
 
     def send(self, request: Datagram, within_s: float = 3.0) -> Reply | None:

@@ -12,6 +12,9 @@ Which source a knock declares (docs/protocol.md section 4.3), in words first:
     inside a longer prefix errs towards declaring an address that a LAN delivers unchanged, and
     one inside a shorter prefix errs towards declaring nothing, which always works.
 4.  An address that a reply named is never declared.
+
+The target is the address that the request is sent to, unless the person named another or none: what
+is signed then names one host, and is worth nothing at another that has the same server key.
 """
 
 from dataclasses import dataclass
@@ -38,6 +41,16 @@ class SourceRule(Enum):
 
 
 Source: TypeAlias = Address | SourceRule
+
+
+class TargetRule(Enum):
+    """What to sign as the target where the person named no address."""
+
+    AUTO = "auto"
+    NONE = "none"
+
+
+NamedTarget: TypeAlias = Address | TargetRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +95,7 @@ class Composer:
     """Makes the datagrams of one wish for one server, and opens their replies.
 
     `server` is the server's public key, `pair` the secrets shared with it, `target` the address
-    to name in the knock, or None for the one it is sent to.
+    to sign as the target.
     """
 
     identity: "Identity"
@@ -90,7 +103,12 @@ class Composer:
     pair: PairKeys
     wish: Wish
     source: Source = SourceRule.AUTO
-    target: Address | None = None
+    target: NamedTarget = TargetRule.AUTO
+
+    @property
+    def elsewhere(self) -> Address | None:
+        """The address to connect to, where it is not the one that is knocked on."""
+        return None if isinstance(self.target, TargetRule) else self.target
 
     @classmethod
     def toward(
@@ -99,7 +117,7 @@ class Composer:
         identity: "Identity",
         wish: Wish,
         source: Source = SourceRule.AUTO,
-        target: Address | None = None,
+        target: NamedTarget = TargetRule.AUTO,
     ) -> "Composer":
         """Raises WeakKey for a server key of small order."""
         return cls(identity, server, identity.pair_with(server), wish, source, target)
@@ -110,7 +128,7 @@ class Composer:
         `nonce` is 24 bytes never used before, `now_us` the time in microseconds since 1970.
         """
         source = declared_source(self.source, own=own, to=to)
-        request = self.wish.request(now_us, source, self.target)
+        request = self.wish.request(now_us, source, declared_target(self.target, to=to))
         message = message_to_sign(
             request, server=self.server, agreement=self.identity.public.agreement, nonce=nonce
         )
@@ -131,6 +149,13 @@ def declared_source(rule: Source, *, own: Address, to: Address) -> Address | Non
     if rule.version == to.version:
         return rule
     return declared_source(SourceRule.AUTO, own=own, to=to)
+
+
+def declared_target(rule: NamedTarget, *, to: Address) -> Address | None:
+    """The target to sign for a request that is sent to an address, or None."""
+    if isinstance(rule, TargetRule):
+        return to if rule is TargetRule.AUTO else None
+    return rule
 
 
 def same_network(one: Address, other: Address) -> bool:

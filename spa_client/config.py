@@ -6,8 +6,14 @@
     address = "db1.internal"      optional: where to knock and connect, if not there
     key = "work"                  optional
     source = "203.0.113.9"        optional: an address to declare, or "auto" or "none"
+    target = "none"               optional: sign no target, or "auto": see below
     carrier = "udp:53"            optional: what carries knocks: udp, udp:53, icmp, tcp-syn
     access = ["tcp/22"]           optional: what `spa-client knock db1` asks for
+
+A knock names the address that it is sent to as its target, so that it is good at that host alone.
+Where a port forwarder stands before the server, its operator names the forwarder's address in
+server.toml (`also_addressed_as`). Where that cannot be, `target` is "none", which the server has to
+allow (`undeclared_target`), and a knock is then good at every host that has the same server key.
 
 What is not known here is refused, with the file and the key's path. A path of a key is taken from
 the directory of the configuration.
@@ -24,13 +30,13 @@ import msgspec
 from keys import places, privatefile, tomlfile
 from keys.tomlfile import FileProblem
 from keys.trouble import ExitCode, Trouble
-from spa_client.compose import Source, SourceRule
+from spa_client.compose import NamedTarget, Source, SourceRule, TargetRule
 from spa_client.resolve import plain_address
 from spa_client.services import BadAccess, parse_access, together
 from spa_protocol.access import Access
 from spa_protocol.carrier import UDP, Carrier
 from spa_protocol.keytext import BadKeyText, Endpoint, ServerLine
-from spa_protocol.layout import is_unicast
+from spa_protocol.layout import Address, is_unicast, may_be_elsewhere
 
 DEFAULT_KEY: Final = "default"
 
@@ -52,6 +58,12 @@ class Host:
     source: Source = SourceRule.AUTO
     access: tuple[Access, ...] = ()
     carrier: Carrier = UDP
+    target: NamedTarget = TargetRule.AUTO
+
+    @property
+    def target_word(self) -> str:
+        """The target as the file and the command line write it."""
+        return self.target.value if isinstance(self.target, TargetRule) else str(self.target)
 
     @property
     def found_by(self) -> frozenset[str]:
@@ -110,6 +122,7 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_defau
     source: str | None = None
     access: list[str] = []
     carrier: str | None = None
+    target: str | None = None
 
 
 def is_key_name(written: str) -> bool:
@@ -174,23 +187,49 @@ def _host(name: str, entry: _Entry, key: Path, path: Path) -> Host:
     except ValueError as problem:
         raise FileProblem(path, f"{where}.source", str(problem)) from None
     try:
+        target = TargetRule.AUTO if entry.target is None else parse_target_rule(entry.target)
+    except ValueError as problem:
+        raise FileProblem(path, f"{where}.target", str(problem)) from None
+    try:
         carrier = UDP if entry.carrier is None else Carrier.parse(entry.carrier)
     except ValueError as problem:
         raise FileProblem(path, f"{where}.carrier", str(problem)) from None
     address = server.endpoint.host if entry.address is None else entry.address
     if not address.strip() or any(c.isspace() for c in address):
         raise FileProblem(path, f"{where}.address", "expected a host name or an address")
-    return Host(name, server, address, key, source, access, carrier)
+    return Host(name, server, address, key, source, access, carrier, target)
 
 
 def parse_source(text: str) -> Source:
     """An address, `auto` or `none`. Raises ValueError with what was expected."""
     if text.lower() in {rule.value for rule in SourceRule}:
         return SourceRule(text.lower())
+    address = _address_of_a_host(text, "source")
+    if not may_be_elsewhere(address):
+        raise ValueError(f"{text!r} is an address that no other host sees packets come from")
+    return address
+
+
+def parse_target_rule(text: str) -> TargetRule:
+    """`auto` or `none`. Raises ValueError with what was expected."""
+    try:
+        return TargetRule(text.lower())
+    except ValueError:
+        raise ValueError(f"{text!r} is no rule for the target; expected auto or none") from None
+
+
+def parse_target(text: str) -> NamedTarget:
+    """An address, `auto` or `none`. Raises ValueError with what was expected."""
+    if text.lower() in {rule.value for rule in TargetRule}:
+        return TargetRule(text.lower())
+    return _address_of_a_host(text, "target")
+
+
+def _address_of_a_host(text: str, what: str) -> Address:
     try:
         address = plain_address(text)
     except ValueError:
-        raise ValueError(f"{text!r} is no source; expected an address, auto or none") from None
+        raise ValueError(f"{text!r} is no {what}; expected an address, auto or none") from None
     if not is_unicast(address):
         raise ValueError(f"{text!r} is the address of no single host")
     return address
@@ -207,6 +246,7 @@ class NewHost:
     source: str | None = None
     access: tuple[str, ...] = ()
     carrier: str | None = None
+    target: str | None = None
 
 
 def add(path: Path, new: NewHost) -> Host:
@@ -303,7 +343,8 @@ def _meaning(line: str) -> dict[str, Any]:
 
 
 def _table(new: NewHost) -> str:
-    entry = _Entry(new.server, new.address, new.key, new.source, list(new.access), new.carrier)
+    access = list(new.access)
+    entry = _Entry(new.server, new.address, new.key, new.source, access, new.carrier, new.target)
     lines = [f"[hosts.{tomlfile.quoted(new.name)}]"]
     for field, value in msgspec.to_builtins(entry).items():
         is_list = isinstance(value, list)

@@ -105,7 +105,7 @@ class Doorway:
 
     def _enter(self, shared: _Open) -> Attempt | None:
         """Connects without a knock; None where that fails, and nobody tries it after this one."""
-        target, at = shared.answer.target, shared.knocking.composer.target
+        target, at = shared.answer.target, shared.knocking.composer.elsewhere
         with contextlib.suppress(OSError):
             connection = dial(_at(target, at), self.access.first)
             return Attempt(shared.knocking, Race(Connected(connection, shared.answer)))
@@ -136,7 +136,7 @@ class Doorway:
     def _knock(self, mine: object) -> Attempt:
         knocking = self._aim()
         results = partial(self._sharing, knocking, mine)
-        return Attempt(knocking, reach(results, self.access, at=knocking.composer.target))
+        return Attempt(knocking, reach(results, self.access, at=knocking.composer.elsewhere))
 
     def _sharing(self, knocking: Knocking, mine: object) -> Iterator[Result]:
         """The results; whoever waits is shown what opens the port as soon as it comes."""

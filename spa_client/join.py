@@ -76,6 +76,7 @@ class Options:
     source: str | None = None
     access: tuple[str, ...] = ()
     carrier: str | None = None
+    target: str | None = None
     wants_passphrase: bool | None = None
     passphrase_file: Path | None = None
     wants_ssh: bool = False
@@ -126,7 +127,14 @@ def plan(invite: Invite, options: Options) -> Plan:
     word = _key_word(name, own) if options.key is None else _anywhere(options.key)
     line = str(ServerLine(invite.server, invite.endpoint))
     host = NewHost(
-        name, line, options.address, word, options.source, options.access, options.carrier
+        name,
+        line,
+        options.address,
+        word,
+        options.source,
+        options.access,
+        options.carrier,
+        options.target,
     )
     carrier = config.enter(path, host, dry_run=True).carrier
     if options.carrier is not None:

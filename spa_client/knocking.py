@@ -11,7 +11,7 @@ from keys.passphrase import Ask
 from keys.trouble import ExitCode, Trouble
 from spa_client import carriers, config
 from spa_client.carriers import Answer, Result
-from spa_client.compose import Composer, Source, SourceRule, Wish
+from spa_client.compose import Composer, NamedTarget, Source, SourceRule, TargetRule, Wish
 from spa_client.config import Host
 from spa_client.outcome import Story
 from spa_client.resolve import Target, resolve
@@ -38,7 +38,7 @@ class Options:
     carrier: Carrier | None = None
     version: int | None = None
     source: Source | None = None
-    target: Address | None = None
+    target: NamedTarget | None = None
     timeout_s: float = carriers.DEFAULT_TIMEOUT_S
 
 
@@ -105,6 +105,8 @@ def find_host(written: str, options: Options) -> Host:
         host = replace(host, key=config.key_path(options.key, keys=keys, base=Path()))
     if options.source is not None:
         host = replace(host, source=options.source)
+    if options.target is not None:
+        host = replace(host, target=options.target)
     return host
 
 
@@ -123,12 +125,13 @@ def aim(host: Host, opened: Identity, wish: Wish, options: Options) -> Knocking:
     """Finds the addresses as they are now, for a key that is open already. Raises Trouble."""
     carrier, port = _carrier_and_port(host, options)
     targets = resolve(host.address, port, version=options.version)
-    targets = _of_family(targets, options.target, f"--target {options.target}", host)
+    if not isinstance(host.target, TargetRule):
+        targets = _of_family(targets, host.target, f"--target {host.target}", host)
     if not isinstance(host.source, SourceRule):
         _of_family(targets, host.source, f"source {host.source}", host)
     try:
         composer = Composer.toward(
-            host.server.public, opened, wish, host.source, target=options.target
+            host.server.public, opened, wish, host.source, target=host.target
         )
     except WeakKey:
         raise Trouble(f"the server line of {host.name} holds no usable key") from None

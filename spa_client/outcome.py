@@ -174,7 +174,7 @@ _STATUSES: Final = {
 _HINTS: Final = {
     Code.DECLARE_SOURCE: "; add --source with this machine's address",
     Code.TOO_MANY: "; give some back with 'spa-client close', or wait",
-    Code.NOT_A_TARGET: "; see --target",
+    Code.NOT_A_TARGET: "; see --source and --target",
     Code.UNAVAILABLE: "; try again, or tell an operator",
 }
 

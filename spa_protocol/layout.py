@@ -36,6 +36,8 @@ Address: TypeAlias = IPv4Address | IPv6Address
 _IPV4_BROADCAST: Final = 0xFFFF_FFFF
 _IPV4_MULTICAST: Final = 0xE  # 224.0.0.0/4
 _IPV6_MULTICAST: Final = 0xFF  # ff00::/8
+_IPV4_OF_NO_OTHER_HOST: Final = {0, 127}  # 0.0.0.0/8, 127.0.0.0/8
+_IPV4_RESERVED: Final = 0xF  # 240.0.0.0/4
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 _UNDECLARED: Final = bytes(16)
 
@@ -67,6 +69,17 @@ def is_unicast(address: Address) -> bool:
     if isinstance(address, IPv4Address):
         return number not in (0, _IPV4_BROADCAST) and number >> 28 != _IPV4_MULTICAST
     return number != 0 and number >> 120 != _IPV6_MULTICAST
+
+
+def may_be_elsewhere(address: Address) -> bool:
+    """Whether another host can have it, so that packets come from it: docs/protocol.md 4.3.
+
+    Not 0.0.0.0/8, 127.0.0.0/8, 240.0.0.0/4 (RFC 6890), nor ::/96, which holds ::1.
+    """
+    number = int(address)
+    if isinstance(address, IPv4Address):
+        return number >> 24 not in _IPV4_OF_NO_OTHER_HOST and number >> 28 < _IPV4_RESERVED
+    return number >> 32 != 0
 
 
 def is_plain(address: Address) -> bool:

@@ -62,6 +62,6 @@ _SENTENCES = {
     Code.TOUCH: "the security key must be touched",
     Code.TOO_MANY: "too many at once",
     Code.SHARED_SOURCE: "the source is shared by many",
-    Code.NOT_A_TARGET: "the target is no address of this host",
+    Code.NOT_A_TARGET: "not with these addresses",
     Code.UNAVAILABLE: "the gate is unavailable",
 }

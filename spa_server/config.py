@@ -4,8 +4,10 @@ Every key has a default; an empty file is a working configuration.
 """
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -16,7 +18,15 @@ from keys.invite import parse_host
 from keys.tomlfile import FileProblem, convert, lower_first
 from keys.when import parse_duration
 from spa_protocol.carrier import UDP, Carrier
-from spa_protocol.layout import DEFAULT_FRESHNESS_S, DEFAULT_PORT, EPOCH_S
+from spa_protocol.layout import (
+    DEFAULT_FRESHNESS_S,
+    DEFAULT_PORT,
+    EPOCH_S,
+    Address,
+    is_plain,
+    may_be_elsewhere,
+    unmapped,
+)
 from spa_server.anomaly.settings import Settings, Watching
 from spa_server.audit.outputs import OutputSpec
 from spa_server.firewall.plan import is_interface_name
@@ -49,6 +59,13 @@ class WhenFull(StrEnum):
     SERVE = "serve"
 
 
+class Undeclared(StrEnum):
+    """What becomes of a request that signs no target, and so names no host."""
+
+    REFUSE = "refuse"
+    ACCEPT = "accept"
+
+
 class _AnomaliesTable(msgspec.Struct, forbid_unknown_fields=True):
     watch: bool = True
     threshold: _Share = 0.5
@@ -69,6 +86,8 @@ class _ServerFile(msgspec.Struct, forbid_unknown_fields=True):
     carriers: tuple[str, ...] = (str(UDP),)
     outer: list[str] | None = None
     shared_sources: list[str] = []
+    also_addressed_as: list[str] = []
+    undeclared_target: str = Undeclared.REFUSE
     freshness: str = f"{DEFAULT_FRESHNESS_S}s"
     mode: str = Mode.ENFORCE
     observe: list[str] = []
@@ -86,7 +105,8 @@ class Config:
     """The settings of one host, as `path` has them.
 
     `outer` None: the interfaces that have a default route. `observe` names services of the policy
-    which are observed whatever the mode is. `metrics` None: they are off. `serves_when_full`:
+    which are observed whatever the mode is. `also_addressed_as`: addresses of forwarders before
+    this host, which knocks name as their target. `metrics` None: they are off. `serves_when_full`:
     knocks are granted also while the disk has no room to record it.
     """
 
@@ -100,6 +120,8 @@ class Config:
     carriers: tuple[Carrier, ...]
     outer: tuple[str, ...] | None
     shared_sources: tuple[Network, ...]
+    also_addressed_as: frozenset[Address]
+    accepts_undeclared_target: bool
     freshness_s: float
     mode: Mode
     observe: tuple[str, ...]
@@ -155,6 +177,8 @@ def _load(path: Path, *, may_be_missing: bool) -> Config:
         raise FileProblem(path, "mode", 'expected "enforce" or "observe"')
     if read.when_disk_full not in set(WhenFull):
         raise FileProblem(path, "when_disk_full", 'expected "deny" or "serve"')
+    if read.undeclared_target not in set(Undeclared):
+        raise FileProblem(path, "undeclared_target", 'expected "refuse" or "accept"')
     if read.host is not None:  # nothing here needs it, but what tells clients where to knock
         parse_host(read.host, path)
     home = path.absolute().parent
@@ -171,6 +195,8 @@ def _load(path: Path, *, may_be_missing: bool) -> Config:
         shared_sources=tuple(
             parse_network(text, path, "shared_sources") for text in read.shared_sources
         ),
+        also_addressed_as=frozenset(_address_of_a_host(t, path) for t in read.also_addressed_as),
+        accepts_undeclared_target=read.undeclared_target == Undeclared.ACCEPT,
         freshness_s=_duration(read.freshness, path, "freshness", EPOCH_S),
         mode=Mode(read.mode),
         observe=tuple(read.observe),
@@ -194,6 +220,15 @@ def _anomalies(table: dict[str, Any], path: Path) -> Watching:
     )
     timeout_s = _duration(read.hook_timeout, path, "anomalies.hook_timeout", _MAX_HOOK_S)
     return Watching(read.watch, hook, timeout_s, settings)
+
+
+def _address_of_a_host(text: str, path: Path) -> Address:
+    """Raises FileProblem."""
+    with suppress(ValueError):
+        address = unmapped(ip_address(text))
+        if is_plain(address) and may_be_elsewhere(address) and not address.is_link_local:
+            return address
+    raise FileProblem(path, "also_addressed_as", f"{text!r} is the address of no single host")
 
 
 def _carriers(texts: tuple[str, ...], path: Path) -> tuple[Carrier, ...]:

@@ -16,6 +16,7 @@ from keys.tomlfile import FileProblem
 from spa_protocol import __version__
 from spa_protocol.layout import EPOCH_S, Address, epoch_of
 from spa_server import clock, sessions, trial
+from spa_server.addressing import Addressing
 from spa_server.admission import Admission
 from spa_server.anomaly import lookout
 from spa_server.audit import lastrun
@@ -36,6 +37,7 @@ from spa_server.doorkeeper import Moment
 from spa_server.driftwatch import Drift, DriftWatch
 from spa_server.enforcement import Enforcement, FirewallFaults
 from spa_server.entitlement import disallowed
+from spa_server.firewall import routes
 from spa_server.firewall.kernel import FirewallError, Gate
 from spa_server.firewall.routes import is_local_unicast
 from spa_server.gatehouse import Gatehouse
@@ -44,6 +46,7 @@ from spa_server.hole import Hole
 from spa_server.holekeeper import HoleKeeper
 from spa_server.joining import admit_key
 from spa_server.meter import Meter
+from spa_server.netlink import NetlinkError
 from spa_server.policy.model import Policy
 from spa_server.reception import Answerer, Reception
 from spa_server.recorder import ConnectionRecorder
@@ -56,6 +59,7 @@ from spa_server.tags import TagKeeper
 _RETRY_S: Final = 1.0
 _CLOCK_STEP_US: Final = 1_000_000
 _NOT_CONFIRMED: Final = "the new one was not confirmed"
+_ROUTES_UNREADABLE: Final = "this host cannot read its routes now; try again"
 _BUSY_MS: Final = 1000
 _ADDRESSES_REMEMBERED: Final = 4096
 # What knocks are judged by. The record is far larger: `audit verify` looks through that.
@@ -139,10 +143,36 @@ class Guard:
         self._on_trial = self.gatehouse.is_on_trial
         self._before_trial: Policy | None = None
         self._local: dict[Address, bool] = {}
+        self._sources: dict[Address, str] = {}
         self._try_again_at_s = 0.0
 
     def _terms(self) -> Terms:
-        return Terms(self.policy, self.config.shared_sources, is_local_unicast)
+        addressing = Addressing(
+            is_own=self._is_own,
+            why_no_source=self._why_no_source,
+            also=self.config.also_addressed_as,
+            accepts_undeclared=self.config.accepts_undeclared_target,
+        )
+        return Terms(self.policy, self.config.shared_sources, addressing)
+
+    def _is_own(self, target: Address) -> bool:
+        """Asked of what was signed and is not the datagram's own: seldom, so always anew."""
+        try:
+            return is_local_unicast(target)
+        except NetlinkError:
+            return False
+
+    def _why_no_source(self, source: Address) -> str:
+        """As the routes are; forgotten when one changes."""
+        if len(self._sources) >= _ADDRESSES_REMEMBERED:
+            self._sources.clear()
+        known = self._sources.get(source)
+        if known is None:
+            try:
+                known = self._sources[source] = routes.why_no_source(source)
+            except NetlinkError:
+                return _ROUTES_UNREADABLE
+        return known
 
     # Beginning and end
 
@@ -337,6 +367,7 @@ class Guard:
     def routes_changed(self) -> None:
         """The outer interfaces, and this host's addresses, may be others now."""
         self._local.clear()
+        self._sources.clear()
         if self.gatehouse.is_wanted and self.gatehouse.is_out_of_date(self.policy):
             self.enforcement.restore(self.policy, clock.now_us(), None)
 

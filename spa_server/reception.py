@@ -300,22 +300,35 @@ class Reception:
         case.owner = self.owner_of(key_id)
         if case.owner is None:
             return
-        source, target = rulings.ends(request, case.datagram)
-        grants = self.keeper.book.where(
-            lambda grant: (
-                grant.key_id == key_id
-                and (grant.source, grant.target) == (source, target)
-                and any(grant.access in access for access in request.accesses)
+        source, target = self.terms.addressing.ends(request, case.datagram)
+        why_not = self.terms.addressing.why_not(request, case.datagram)
+        grants = (
+            []
+            if why_not
+            else self.keeper.book.where(
+                lambda grant: (
+                    grant.key_id == key_id
+                    and (grant.source, grant.target) == (source, target)
+                    and any(grant.access in access for access in request.accesses)
+                )
             )
         )
         batch = Batch(burned=[case.verdict.burn] if case.verdict.burn else [])
         batch.seen.append((key_id, now_us))
         asked = wording.texts(request.accesses)
         record = wording.about(
-            Event.CLOSE_ASKED, case.owner, (source, target), now_us, access=asked
+            Event.CLOSE_ASKED,
+            case.owner,
+            (source, target),
+            now_us,
+            access=asked,
+            reason=why_not or None,
         )
         batch.records += self._with_carrier([record], case.datagram)
-        case.reply = rulings.closed_reply(request, len(grants), case.datagram, now_us)
+        if why_not:
+            case.reply = rulings.misaddressed_reply(request, why_not, case.datagram, now_us)
+        else:
+            case.reply = rulings.closed_reply(request, len(grants), case.datagram, now_us)
         try:
             self.ledger.commit(batch, now_us)
             self.keeper.end(grants, "closed by its owner", now_us)

@@ -4,7 +4,7 @@ Pure: the doorkeeper's knock, the key's owner, the policy and the facts of the h
 ruling comes out. Whoever acts on it has burned the request first.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +15,7 @@ from spa_protocol.knock import AuthenticKnock, Close, Knock
 from spa_protocol.layout import Address
 from spa_protocol.reason import Code, Reason, Status
 from spa_protocol.reply import Outcome, Reply, clip
+from spa_server.addressing import Addressing
 from spa_server.capture.datagram import Datagram
 from spa_server.hole import Hole
 from spa_server.policy.decide import Decision, Question, decide
@@ -40,11 +41,11 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What is in force on this host. `is_target` tells whether an address is one of its own."""
+    """What is in force on this host, and which addresses are its own."""
 
     policy: Policy
     shared_sources: tuple[Network, ...]
-    is_target: Callable[[Address], bool]
+    addressing: Addressing
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +88,9 @@ def rule(
     use: Use | None = None,
 ) -> Ruling:
     """The policy's answer to each access of a knock. Without `use` the limits are not looked at."""
-    source, target = ends(request, datagram)
-    if source.version != target.version or not _is_target(request, datagram, terms):
-        refused = Decision(Code.NOT_A_TARGET)
+    source, target = terms.addressing.ends(request, datagram)
+    if why := terms.addressing.why_not(request, datagram):
+        refused = Decision(Code.NOT_A_TARGET, why=why)
         return Ruling(source, target, tuple((access, refused) for access in request.accesses))
     ends_us = key_ends_us(owner, terms.policy)
     if ends_us is not None and ends_us <= now_us:
@@ -147,18 +148,6 @@ def _holes(request: Knock, source: Address, target: Address, access: Access) -> 
     return (Hole(source, target, access.protocol, port, request.once) for port in access.ports)
 
 
-def ends(request: Knock | Close, datagram: Datagram) -> tuple[Address, Address]:
-    """The source and target meant: what was declared and signed, else the packet's own."""
-    return request.source or datagram.source, request.target or datagram.target
-
-
-def _is_target(request: Knock, datagram: Datagram, terms: Terms) -> bool:
-    declared = request.target
-    if declared is None or declared == datagram.target:
-        return True
-    return not declared.is_loopback and terms.is_target(declared)
-
-
 def ruling_reply(ruling: Ruling, datagram: Datagram, now_us: int) -> Reply:
     """The answer to a knock."""
     outcomes = tuple(
@@ -171,6 +160,12 @@ def unavailable_reply(accesses: Sequence[Access], datagram: Datagram, now_us: in
     """The answer when something on this host failed: nothing was granted."""
     outcomes = tuple(Outcome(access, Code.UNAVAILABLE) for access in accesses)
     return _reply(Status.UNAVAILABLE, datagram, now_us, outcomes, "try again; the record says why")
+
+
+def misaddressed_reply(request: Close, why: str, datagram: Datagram, now_us: int) -> Reply:
+    """The answer to a close that may not be about its addresses."""
+    outcomes = tuple(Outcome(access, Code.NOT_A_TARGET) for access in request.accesses)
+    return _reply(Status.REFUSED, datagram, now_us, outcomes, why)
 
 
 def closed_reply(request: Close, count: int, datagram: Datagram, now_us: int) -> Reply:

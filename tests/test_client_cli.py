@@ -335,7 +335,10 @@ def test_what_this_side_lacks(home: Home) -> None:
     [
         (("-6",), "127.0.0.1 has no IPv6 address"),
         (("--target", "::1"), "--target ::1 is IPv6, and db1 has no address of that kind"),
-        (("--source", "::1"), "source ::1 is IPv6, and db1 has no address of that kind"),
+        (
+            ("--source", "2001:db8::1"),
+            "source 2001:db8::1 is IPv6, and db1 has no address of that kind",
+        ),
     ],
 )
 def test_families_that_do_not_meet(home: Home, options: tuple[str, ...], problem: str) -> None:

@@ -112,7 +112,7 @@ def test_refused_at_one_address_and_granted_at_another_is_success() -> None:
         (Code.TOUCH, "the security key must be touched"),
         (Code.TOO_MANY, "too many at once; give some back"),
         (Code.SHARED_SOURCE, "the source is shared by many (10.0.0.9)"),
-        (Code.NOT_A_TARGET, "the target is no address of this host; see --target"),
+        (Code.NOT_A_TARGET, "not with these addresses; see --source and --target"),
         (Code.UNAVAILABLE, "the gate is unavailable; try again"),
     ],
 )

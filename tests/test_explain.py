@@ -17,6 +17,7 @@ from keys.registry import Registry
 from keys.when import parse_moment, rfc3339
 from spa_protocol.access import Access
 from spa_protocol.layout import MAX_MESSAGE
+from spa_server.addressing import Addressing
 from spa_server.commands import explain as command
 from spa_server.policy.decide import Question, decide
 from spa_server.policy.explaining import fields as explain_fields
@@ -352,7 +353,7 @@ def reply_to(roles: str, access: str, source: str, now_us: int, policy: Policy =
     request = knock_at(now_us, Access.parse(access))
     received = datagram(b"", source=ip_address(source), target=HOST)
     owner = Owner("key", "alice", frozenset(roles.split()))
-    terms = Terms(policy, SHARED, lambda _address: True)
+    terms = Terms(policy, SHARED, Addressing(lambda _address: True))
     return ruling_reply(rule(request, received, owner, terms, now_us), received, now_us).message
 
 

@@ -9,6 +9,7 @@ from keys.tomlfile import FileProblem, parse
 from spa_protocol.layout import MAX_MESSAGE
 from spa_protocol.reason import Code, Status
 from spa_server import ruling
+from spa_server.addressing import Addressing
 from spa_server.policy.load import parse_policy
 from spa_server.policy.model import Limits, Policy
 from spa_server.ruling import Owner, Terms
@@ -38,7 +39,7 @@ def policy(text: str = POLICY) -> Policy:
 
 
 def ruled(owner: Owner, lifetime_s: int = 0, of: Policy | None = None) -> ruling.Ruling:
-    terms = Terms(of or policy(), (), lambda _: True)
+    terms = Terms(of or policy(), (), Addressing(lambda _: True))
     return ruling.rule(knock_at(lifetime_s=lifetime_s), datagram(b""), owner, terms, NOW_US)
 
 

@@ -13,6 +13,7 @@ from spa_protocol.knock import Close, Join
 from spa_protocol.publickey import Sender
 from spa_protocol.reason import Code, Status
 from spa_protocol.reply import Reply
+from spa_server.addressing import Addressing
 from spa_server.audit.asking import Filter, ask
 from spa_server.audit.record import Event, Record
 from spa_server.capture.datagram import Datagram
@@ -82,7 +83,7 @@ class Host:
             owner_of=self.owners.get,
             join=self._join,
             answer=lambda reply, _sender, _nonce, to: self.answers.append((reply, to)),
-            terms=Terms(policy(), (), OWN.__contains__),
+            terms=Terms(policy(), (), Addressing(OWN.__contains__)),
             monotonic_s=lambda: self.now_s,
         )
 
@@ -188,12 +189,23 @@ def test_a_declared_source_and_target_count(host: Host) -> None:
     assert list(host.kernel.holes) == [Hole(*declared.values(), SSH.protocol, 22)]
 
 
-@pytest.mark.parametrize("target", ["10.20.0.3", "2001:db8::1", "127.0.0.1"])
-def test_a_target_that_is_not_ours_is_refused(host: Host, target: str) -> None:
+@pytest.mark.parametrize("target", ["10.20.0.3", "2001:db8::1", "127.0.0.1", None])
+def test_a_target_that_is_not_ours_is_refused(host: Host, target: str | None) -> None:
     alice = host.person("alice", "ops")
-    [reply] = host.receive(host.world.datagram(alice, knock_at(target=ip_address(target))))
+    named = ip_address(target) if target else None
+    [reply] = host.receive(host.world.datagram(alice, knock_at(target=named)))
     assert [o.code for o in reply.outcomes] == [Code.NOT_A_TARGET]
     assert host.kernel.holes == {}
+
+
+def test_a_close_that_names_no_host_ends_nothing(host: Host) -> None:
+    alice = host.person("alice", "ops")
+    host.receive(host.world.datagram(alice, knock_at()))
+    [reply] = host.receive(host.world.datagram(alice, Close(NOW_US, (SSH,))))
+    assert (reply.status, reply.outcomes[0].code) == (Status.REFUSED, Code.NOT_A_TARGET)
+    assert "no target is signed" in reply.message
+    assert len(host.kernel.holes) == 1
+    assert host.events()[-1] == ("close.asked", reply.message)
 
 
 def test_a_hole_never_outlives_its_key(host: Host) -> None:
@@ -206,7 +218,7 @@ def test_a_hole_never_outlives_its_key(host: Host) -> None:
 def test_a_close_ends_what_came_before_it_in_the_same_batch(host: Host) -> None:
     alice = host.person("alice", "ops")
     opened = host.world.datagram(alice, knock_at())
-    closed = host.world.datagram(alice, Close(NOW_US, (SSH,)))
+    closed = host.world.datagram(alice, Close(NOW_US, (SSH,), target=HOST))
     replies = host.receive(opened, closed)
     assert [reply.status for reply in replies] == [Status.GRANTED, Status.CLOSED]
     assert host.kernel.holes == {}
@@ -216,11 +228,11 @@ def test_a_close_ends_what_came_before_it_in_the_same_batch(host: Host) -> None:
 def test_a_close_is_only_for_what_is_ones_own(host: Host) -> None:
     alice, bob = host.person("alice", "ops"), host.person("bob", "ops")
     host.receive(host.world.datagram(alice, knock_at()), host.world.datagram(bob, knock_at()))
-    [reply] = host.receive(host.world.datagram(bob, Close(NOW_US, (SSH,))))
+    [reply] = host.receive(host.world.datagram(bob, Close(NOW_US, (SSH,), target=HOST)))
     assert reply.status is Status.CLOSED
     assert len(host.kernel.holes) == 1
     assert [grant.identity for grant in host.keeper.book] == ["alice"]
-    [reply] = host.receive(host.world.datagram(bob, Close(NOW_US + 1, (SSH,))))
+    [reply] = host.receive(host.world.datagram(bob, Close(NOW_US + 1, (SSH,), target=HOST)))
     assert reply.message == "nothing was open"
 
 
@@ -229,7 +241,7 @@ def test_sessions_are_cut_with_the_last_grant_of_a_cut_hole(host: Host) -> None:
     alice, bob = host.person("alice", "dba"), host.person("bob", "dba")
     for who in (alice, bob):
         host.receive(host.world.datagram(who, knock_at(NOW_US, postgres)))
-    host.receive(host.world.datagram(alice, Close(NOW_US, (postgres,))))
+    host.receive(host.world.datagram(alice, Close(NOW_US, (postgres,), target=HOST)))
     assert host.kernel.severed == []
     host.now_s += 31
     host.keeper.expire(NOW_US)
@@ -275,7 +287,7 @@ def test_a_hole_that_could_not_be_closed_is_closed_as_soon_as_it_can_be(host: Ho
     alice = host.person("alice", "ops")
     host.receive(host.world.datagram(alice, knock_at()))
     host.kernel.fails = True
-    [reply] = host.receive(host.world.datagram(alice, Close(NOW_US, (SSH,))))
+    [reply] = host.receive(host.world.datagram(alice, Close(NOW_US, (SSH,), target=HOST)))
     assert reply.status is Status.UNAVAILABLE
     host.kernel.fails = False
     assert host.keeper.in_doubt
@@ -320,7 +332,7 @@ def test_the_record_says_by_which_other_carrier_a_request_came(
     one = host.world.datagram(alice, knock_at(), **how)
     host.receive(one)
     host.receive(one, host.world.datagram(bob, knock_at(), **how))
-    closing = Close(NOW_US, (SSH,))
+    closing = Close(NOW_US, (SSH,), target=HOST)
     host.receive(host.world.datagram(alice, closing, **how))
     host.kernel.fails = True
     host.receive(host.world.datagram(alice, knock_at(), **how))

@@ -22,8 +22,8 @@ SSH = Access.parse("tcp/22")
 
 
 def knock_at(at_us: int = NOW_US, *accesses: Access, **fields: object) -> Knock:
-    """A knock for ssh, unless other accesses are given."""
-    return Knock(at_us, accesses or (SSH,), **fields)  # type: ignore[arg-type]  # fields of a test
+    """A knock for ssh at the host, unless other accesses or another target are given."""
+    return Knock(at_us, accesses or (SSH,), **{"target": HOST, **fields})  # type: ignore[arg-type]  # fields of a test
 
 
 @dataclass

@@ -46,7 +46,7 @@ def connect(*, host: str, port: Access, quiet: bool, lifetime: int, once: bool, 
     found = knocking.find_host(host, options)
     opened = knocking.open_key(found, options, asker())
     aimed = knocking.aim(found, opened, Wish((port,), lifetime_s=lifetime, once=once), options)
-    outcome = connecting.reach(aimed.results, port, at=options.target)
+    outcome = connecting.reach(aimed.results, port, at=aimed.composer.elsewhere)
     if outcome.winner is None:
         for line in unconnected.reasons(aimed, outcome):
             note_line(line)

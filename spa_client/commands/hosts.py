@@ -17,6 +17,7 @@ from spa_client.commands.options import (
     json_option,
     keys_option,
     source_kept_option,
+    target_kept_option,
     with_options,
 )
 from spa_client.config import Host, NewHost
@@ -52,7 +53,9 @@ def hosts(*, as_json: bool, chosen: Path | None, keys: Path | None) -> None:
     shell_complete=completing.keys,
     help="The key to knock with, if not the usual one.",
 )
-@with_options(source_kept_option, access_kept_option, carrier_kept_option, config_option)
+@with_options(
+    source_kept_option, target_kept_option, access_kept_option, carrier_kept_option, config_option
+)
 def add(
     *,
     name: str,
@@ -60,6 +63,7 @@ def add(
     address: str | None,
     key: str | None,
     source: str | None,
+    target: str | None,
     access: tuple[str, ...],
     carrier: str | None,
     chosen: Path | None,
@@ -68,7 +72,7 @@ def add(
     path = chosen or config.default_path()
     server = " ".join(line)
     SERVER_LINE.convert(server, None, click.get_current_context())
-    added = config.add(path, NewHost(name, server, address, key, source, access, carrier))
+    added = config.add(path, NewHost(name, server, address, key, source, access, carrier, target))
     example = "" if added.access else " tcp/22"
     say(f"{name} added to {path}; now: {PROGRAM} knock {name}{example}")
 
@@ -86,6 +90,7 @@ def _host_json(host: Host) -> dict[str, Any]:
         "server": str(host.server),
         "key": str(host.key),
         "source": host.source_word,
+        "target": host.target_word,
         "carrier": str(host.carrier),
         "access": [str(access) for access in host.access],
     }

@@ -16,6 +16,7 @@ from spa_client.commands.options import (
     keys_option,
     passphrase_file_option,
     source_kept_option,
+    target_kept_option,
     timeout_option,
     version_4_option,
     version_6_option,
@@ -56,6 +57,7 @@ from spa_protocol.keytext import BadKeyText
 @with_options(
     passphrase_file_option,
     source_kept_option,
+    target_kept_option,
     access_kept_option,
     carrier_kept_option,
     version_4_option,

@@ -12,8 +12,7 @@ from keys.console import Parsed
 from keys.when import parse_duration
 from spa_client import completing
 from spa_client.carriers import DEFAULT_TIMEOUT_S, PATIENT_TIMEOUT_S
-from spa_client.config import Host, parse_source
-from spa_client.resolve import plain_address
+from spa_client.config import Host, parse_source, parse_target, parse_target_rule
 from spa_client.services import BadAccess, parse_access, together
 from spa_protocol.access import Access
 from spa_protocol.carrier import Carrier
@@ -137,6 +136,12 @@ source_kept_option: Final = click.option(
     type=Parsed("source", _kept(parse_source)),
     help="The source to declare.",
 )
+target_kept_option: Final = click.option(
+    "--target",
+    metavar="auto|none",
+    type=Parsed("target", _kept(parse_target_rule)),
+    help="Whether to sign the server's address; none where a port forwarder hides it.",
+)
 carrier_kept_option: Final = click.option(
     "--carrier",
     metavar="CARRIER",
@@ -201,9 +206,10 @@ _how: Final = (
     ),
     click.option(
         "--target",
-        metavar="ADDRESS",
-        type=Parsed("address", plain_address),
-        help="The server's address to open, if it is not the one that is knocked on.",
+        metavar="ADDRESS|auto|none",
+        type=Parsed("target", parse_target),
+        help="The server's address to open, signed into the knock. auto: the one that is knocked "
+        "on. none: whichever the knock arrives at, for a server behind a forwarder that allows it.",
     ),
 )
 how_to_knock: Final = (*_how, timeout_option(DEFAULT_TIMEOUT_S))

@@ -201,7 +201,7 @@ _BY_CODE: Final = {
     Code.NOT_NOW: "the policy does not allow {asked} at this hour: try again when it does",
     Code.TOUCH: "the policy wants a security key that is touched: knock with that one",
     Code.TOO_MANY: "you have too many open: close some with 'spa-client close', or wait",
-    Code.NOT_A_TARGET: "the server does not know the target as its own: see --target",
+    Code.NOT_A_TARGET: "the server opens nothing between these addresses: see --source, --target",
     Code.UNAVAILABLE: "the gate is unavailable: try again, and tell its operator",
 }
 

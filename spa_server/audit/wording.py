@@ -8,6 +8,7 @@ import msgspec
 from spa_protocol.access import Access
 from spa_protocol.knock import Join, Request
 from spa_protocol.layout import Address, text_of
+from spa_protocol.reason import Code
 from spa_server.audit.record import Event, Record
 from spa_server.capture.datagram import Datagram
 from spa_server.doorkeeper import Verdict
@@ -91,9 +92,15 @@ def _refused(
         ruling,
         now_us,
         access=str(access),
-        reason=decision.code.sentence,
+        reason=_reason(decision),
         detail={"near": decision.sentence} if decision.near else {},
     )
+
+
+def _reason(decision: Decision) -> str:
+    """Of addresses that do not fit: which, and why."""
+    is_addressing = decision.code is Code.NOT_A_TARGET and decision.why
+    return decision.why if is_addressing else decision.code.sentence
 
 
 def unavailable(owner: Owner, ruling: Ruling, why: str, now_us: int) -> Record:

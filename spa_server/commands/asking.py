@@ -24,6 +24,7 @@ def inspect(path: Path | None, file: Path, as_json: bool) -> None:
     Nothing is opened, answered or recorded. The registry is taken as it is now.
     """
     from spa_server import inspection
+    from spa_server.addressing import Addressing
     from spa_server.admission import Admission
     from spa_server.capture.file import read_capture
     from spa_server.directory import Directory
@@ -31,7 +32,11 @@ def inspect(path: Path | None, file: Path, as_json: bool) -> None:
     from spa_server.ruling import Terms
 
     config = load_config(path)
-    terms = Terms(load_policy(config.policy), config.shared_sources, lambda _address: True)
+    # A capture may be another host's: which addresses that had is not known here.
+    addressing = Addressing(
+        lambda _address: True, accepts_undeclared=config.accepts_undeclared_target
+    )
+    terms = Terms(load_policy(config.policy), config.shared_sources, addressing)
     admission = Admission()
     with open_registry(config) as registry:
         directory = Directory(registry, serverkey.load(config.key), admission)

@@ -21,8 +21,18 @@ _RTM_GETROUTE: Final = 26
 _RTA_DST: Final = 1
 _RTA_OIF: Final = 4
 _RTA_MULTIPATH: Final = 9
+_RTN_UNSPEC: Final = 0
 _RTN_UNICAST: Final = 1
 _RTN_LOCAL: Final = 2
+_RTN_BROADCAST: Final = 3
+_RTN_ANYCAST: Final = 4
+_RTN_MULTICAST: Final = 5
+_NO_SOURCE: Final = {
+    _RTN_LOCAL: "the source is an address of this host",
+    _RTN_BROADCAST: "the source is a broadcast address of this host's network",
+    _RTN_ANYCAST: "the source is an anycast address of this host",
+    _RTN_MULTICAST: "the source is a multicast address",
+}
 
 # family, length of destination and source prefix, tos, table, protocol, scope, type, flags
 _ROUTE: Final = struct.Struct("=BBBBBBBBI")
@@ -56,6 +66,19 @@ def is_local_unicast(address: Address) -> bool:
 
     Raises NetlinkError when the kernel cannot be asked.
     """
+    return _route_type(address) == _RTN_LOCAL
+
+
+def why_no_source(address: Address) -> str:
+    """Why packets from the address cannot come from another host, as the routes are; else "".
+
+    Raises NetlinkError when the kernel cannot be asked.
+    """
+    return _NO_SOURCE.get(_route_type(address), "")
+
+
+def _route_type(address: Address) -> int:
+    """rtnetlink(7)'s rtm_type; RTN_UNSPEC where no route leads to the address."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     destination = netlink.attribute(_RTA_DST, address.packed)
     with NetlinkSocket(NETLINK_ROUTE) as asking:
@@ -65,10 +88,10 @@ def is_local_unicast(address: Address) -> bool:
             )
         except NetlinkError as error:
             if error.errno in _NO_ROUTE:
-                return False
+                return _RTN_UNSPEC
             raise
     route_type: int = _ROUTE.unpack_from(answer.payload)[7]
-    return route_type == _RTN_LOCAL
+    return route_type
 
 
 class RouteWatch(NetlinkSocket):
