@@ -69,3 +69,18 @@ def test_behind_a_forwarder_its_address_counts_where_the_operator_says_so(told: 
         assert reply is not None
         assert reply.status is (Status.GRANTED if told else Status.REFUSED)
         assert [hole["target"] for hole in site.holes()] == [str(server.v4)] * told
+
+
+def test_a_clone_s_daemon_does_not_start_until_it_is_told() -> None:
+    with Lab() as lab:
+        site = Site(lab, lab.host("server"))
+        mark = site.directory / "server.key.machine"
+        mark.write_text("0" * 32 + "\n")  # as it came with a disk from elsewhere
+        site.apply_gate()
+        refused = site.server("run", check=False)
+        assert refused.returncode == 4
+        assert "came with another machine" in refused.stderr
+        assert "key-of-another-machine" in site.server("check", check=False).stdout
+        site.server("adopt-key")
+        site.start()
+        assert site.status()["state"] == "serving"

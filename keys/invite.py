@@ -70,7 +70,7 @@ def server_here(config: Path | None, host: WrittenHost | None) -> Server:
 
 def server_of(here: HostConfig, host: WrittenHost | None) -> Server:
     """The same of a configuration that was read. Raises Trouble."""
-    public = _public_of(here.key)
+    public = public_of(here.key)
     written = host or (None if here.host is None else parse_host(here.host, here.path))
     name = written.host if written is not None else _own_name()
     return Server(public, Endpoint(name, (written.port if written else None) or here.knock_port))
@@ -86,7 +86,7 @@ def parse_host(value: object, path: Path) -> WrittenHost:
         raise FileProblem(path, "host", f"expected NAME or NAME:PORT; {error}") from None
 
 
-def _public_of(path: Path) -> bytes:
+def public_of(path: Path) -> bytes:
     """The public half of the server's key. Raises Trouble and OSError.
 
     Nothing secret is taken from the file, so it need not be private to whoever runs this: root

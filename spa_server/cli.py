@@ -55,6 +55,7 @@ def main(ctx: click.Context, config: Path | None) -> None:
 for command in (
     host.init,
     host.run,
+    host.adopt_key,
     host.status,
     host.holes,
     top.top,

@@ -16,6 +16,7 @@ from keys.registry import Registry
 from keys.trouble import Trouble
 from spa_protocol.keytext import ServerLine
 from spa_server.config import CONFIG_PATH, Config, load_config
+from spa_server.machine import Mark
 
 DAEMON_USER: Final = "spa"
 
@@ -76,8 +77,10 @@ def initialise(config_path: Path | None, host: WrittenHost | None = None) -> Ite
     if _write_new(config.policy, _POLICY):
         yield f"made {config.policy}: the role admin may reach ssh"
     if not config.key.exists():
+        Mark(config.key).path.unlink(missing_ok=True)  # of a key that is no more
         serverkey.save(serverkey.generate(), config.key)
         _give_to_daemon(config.key)
+        Mark(config.key).write()
         yield f"made {config.key}: the server's private key"
     if not config.database.exists():
         Registry(schema.connect(config.database)).close()

@@ -40,6 +40,7 @@ from spa_server.alignment.standing import (
     check_files,
     check_gate,
     check_listing,
+    check_machine,
     check_observed,
     config_is_current,
 )
@@ -89,9 +90,10 @@ def find_drift(
 
 
 def judge(config: Config, policy: Policy, facts: Facts) -> list[Finding]:
-    """Everything that these facts show, in order. Reads nothing but the two marks of the gate."""
+    """Everything that these facts show, in order. Reads nothing but a few marks."""
     found = [
         *_about_the_gate(config, policy, facts),
+        *check_machine(config),
         *_about_the_policy(policy, facts),
         *_about_the_host(policy, facts),
         *_unread(facts),

@@ -9,6 +9,7 @@ from spa_server.alignment.finding import Finding
 from spa_server.alignment.listing import first_difference
 from spa_server.config import Config, load_config
 from spa_server.firewall.plan import Observed
+from spa_server.machine import Mark, Origin
 from spa_server.policy.model import Policy
 
 
@@ -76,6 +77,27 @@ def check_daemon(daemon: Daemon, *, is_loaded: bool) -> Iterator[Finding]:
             "daemon",
             "the gate is loaded and no daemon runs: nobody who knocks is heard",
             "systemctl start spa-server",
+        )
+
+
+def check_machine(config: Config) -> Iterator[Finding]:
+    """Whether the server's key was made on this machine. Raises Trouble for an unreadable mark."""
+    origin = Mark(config.key).origin()
+    if origin is Origin.ELSEWHERE:
+        yield Finding(
+            "key-of-another-machine",
+            "server.key",
+            "server.key came with another machine: as long as both run, a knock for one may open "
+            "the other, and the daemon does not start",
+            "spa-server adopt-key if this one takes its place; else delete the key, and init",
+        )
+    elif origin is Origin.UNKNOWN:
+        yield Finding(
+            "key-of-no-machine",
+            "server.key",
+            "nothing says on which machine server.key was made, so a clone of this one would not "
+            "know that it is one",
+            "spa-server adopt-key",
         )
 
 

@@ -34,6 +34,27 @@ def init(path: Path | None, host: WrittenHost | None) -> None:
     note("Then look at the policy, and: spa-server gate apply --confirm-within 60s")
 
 
+@click.command("adopt-key")
+@click.pass_obj
+def adopt_key(path: Path | None) -> None:
+    """Says that this machine takes the place of the one that the server's key came with.
+
+    For a backup that is restored on new hardware, or a machine that has got another machine-id.
+    Not for a copy that runs beside the original: that one needs a key of its own.
+
+    \b
+    Examples:
+      sudo spa-server adopt-key
+      sudo systemctl restart spa-server
+    """
+    from spa_server.machine import Mark
+
+    config = load_config(path)
+    mark = Mark(config.key)
+    mark.write()
+    note(f"{config.key} belongs to this machine now, as {mark.path} says.")
+
+
 @click.command()
 @click.pass_obj
 def run(path: Path | None) -> None:
@@ -43,8 +64,10 @@ def run(path: Path | None) -> None:
     daemon ends, what is closed stays closed, and open holes close on time.
     """
     from spa_server import daemon
+    from spa_server.machine import must_be_here
 
     config = load_config(path)
+    must_be_here(config)
     with explained(config.database):
         daemon.run(config)
 
