@@ -32,6 +32,7 @@ web = "tcp/80"
 services = ["ssh"]
 [[always_open]]
 services = ["web"]
+from = "anywhere"
 """
 LISTEN: Final = """
 import socket, sys, time
@@ -264,7 +265,9 @@ def test_a_listener_on_loopback_is_nobody_s_business(scene: Scene) -> None:
 
 def test_rules_that_lead_to_nobody(scene: Scene) -> None:
     policy = (
-        POLICY + '[[roles.ops.allow]]\nservices = ["db"]\n[[always_open]]\nservices = ["mail"]\n'
+        POLICY
+        + '[[roles.ops.allow]]\nservices = ["db"]\n'
+        + '[[always_open]]\nservices = ["mail"]\nfrom = "anywhere"\n'
     )
     services = '[services]\ndb = "tcp/5432"\nmail = "tcp/25"'
     scene.site.write_policy(policy.replace("[services]", services))

@@ -55,6 +55,7 @@ OPEN_DNS: Final = (
     + """
 [[always_open]]
 services = ["dns"]
+from = "anywhere"
 """
 ).replace("[services]", '[services]\ndns = ["udp/7053", "udp/53"]')
 

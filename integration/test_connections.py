@@ -52,6 +52,7 @@ dashboard = "tcp/8080"
 
 [[always_open]]
 services = ["scraped"]
+from = "anywhere"
 
 [roles.ops]
 [[roles.ops.allow]]

@@ -32,6 +32,7 @@ web = "tcp/80"
 services = ["ssh", "web"]
 [[always_open]]
 services = ["web"]
+from = "anywhere"
 """
 NEW_POLICY: Final = OLD_POLICY.partition("[[always_open]]")[0]
 TCP_TIMEOUTS: Final = (

@@ -2,7 +2,8 @@
 
 A policy that cannot be read, or that fails one of its own tests, is never put in force: the one
 that is stays. So that a restart in the meantime locks nobody out, each policy that comes into
-force is kept beside the database, and a daemon that begins with a broken one takes the last good.
+force is kept beside the database, and a daemon that begins with a broken one takes the last good,
+as it was meant when it came into force.
 Each bears the digest of its text, so that the record can say which was in force.
 """
 
@@ -45,7 +46,7 @@ class Rulebook:
             text = tomlfile.read_text(self._good)
             if text is None:
                 raise
-            policy = _parse(text, self._good)
+            policy = _parse(text, self._good, was_in_force=True)
             self.problem = problem
             return policy
 
@@ -67,6 +68,7 @@ class Rulebook:
             privatefile.write(self._good, text.encode(), overwrite=True)
 
 
-def _parse(text: str, path: Path) -> Policy:
-    policy = parse_policy(tomlfile.parse(text, path), path, lines_of(text))
+def _parse(text: str, path: Path, *, was_in_force: bool = False) -> Policy:
+    values, lines = tomlfile.parse(text, path), lines_of(text)
+    policy = parse_policy(values, path, lines, was_in_force=was_in_force)
     return replace(policy, digest=blake2b(text.encode(), digest_size=32).hexdigest())

@@ -241,6 +241,7 @@ from = ["10.0.0.0/8"]
 lifetime = "1h"
 [[always_open]]
 services = ["ssh"]
+from = "anywhere"
 """
 )
 

@@ -570,17 +570,24 @@ BROKEN = [
         "roles.dba.allow[0].sessions: cuts the sessions of tcp/22, which roles.ops.allow[0] keeps",
     ),
     (
-        f"{SSH}sessions = 'cut'\n[[always_open]]\nservices = ['ssh']",
+        f"{SSH}sessions = 'cut'\n[[always_open]]\nservices = ['ssh']\nfrom = 'anywhere'",
         "always_open[0]: tcp/22 cannot be always open",
     ),
+    (
+        f"{TWO}[[always_open]]\nservices = ['web']",
+        'always_open[0].from: needs no knock from whom? write from = ["10.9.0.0/24"], or from = '
+        '"anywhere" where it is for everybody',
+    ),
+    (f"{TWO}[[always_open]]\nservices = ['web']\nfrom = 'all'", "always_open[0].from: needs no"),
     ("[[always_open]]\nservices = ['x']", "always_open[0].services: no service 'x'; known: none"),
     ("always_open = 1", "always_open: expected a list"),
     (
-        f"{SSH}[[always_open]]\nservices = ['ssh']",
+        f"{SSH}[[always_open]]\nservices = ['ssh']\nfrom = 'anywhere'",
         f"{ALLOW}: has no port left: always_open opens all of them to its sources; take it out",
     ),
     (
-        f"{TWO}[[always_open]]\nservices = ['ssh', 'web']\n[[always_open]]\nservices = ['web']\n"
+        f"{TWO}[[always_open]]\nservices = ['ssh', 'web']\nfrom = 'anywhere'\n"
+        "[[always_open]]\nservices = ['web']\n"
         "from = ['10.0.0.0/8']",
         "always_open[1]: unreachable: its ports are always open without it; take it out",
     ),
@@ -645,7 +652,8 @@ SOUND = [
     f"{SSH}expires = 9999-12-31",
     f"{SSH}expires = 2026-01-01\n[roles.ops]\nexpires = 2027-01-01",
     f"{SSH}[[always_open]]\nservices = ['ssh']\nfrom = ['10.0.0.0/8']",
-    f"{TWO}[[roles.ops.allow]]\nservices = ['ssh', 'web']\n[[always_open]]\nservices = ['web']",
+    f"{TWO}[[roles.ops.allow]]\nservices = ['ssh', 'web']\n"
+    "[[always_open]]\nservices = ['web']\nfrom = 'anywhere'",
     # Without `at`, but the clock has no say in them.
     f"{SSH}{ASKED}",
     f"{TIMED}from = ['192.0.2.0/24']\n{ASKED.replace('allow', 'deny')}",

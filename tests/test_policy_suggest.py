@@ -370,7 +370,9 @@ def test_what_is_always_open_cannot_be_known_and_is_no_finding(host: Host) -> No
         '"10.20.0.0/16", "2001:db8:20::/48"', '"10.20.3.4/32"'
     )
     narrow = narrow.replace('lifetime = "1m"', 'lifetime = "1m"\nfrom = ["10.20.3.4/32"]')
-    host.policy.write_text(narrow + '[[always_open]]\nservices = ["node-exporter"]\n')
+    host.policy.write_text(
+        narrow + '[[always_open]]\nservices = ["node-exporter"]\nfrom = "anywhere"\n'
+    )
     result = host.run()
     assert result.exit_code == 0, result.output
     assert "by the way: always_open[0]" in result.stdout

@@ -73,3 +73,23 @@ def test_where_neither_is_sound_the_daemon_cannot_begin(config: Config) -> None:
     config.policy.write_text("[services")
     with pytest.raises(FileProblem, match="not TOML"):
         Rulebook(config, lambda _identity: frozenset()).begin()
+
+
+OPEN_TO_ALL = GOOD.replace(
+    "[roles.ops]", '[[always_open]]\nservices = ["web"]\n[roles.ops]'
+).replace("[services]", '[services]\nweb = "tcp/443"')
+
+
+def test_a_host_of_0_1_0_begins_with_what_was_in_force_and_is_told(config: Config) -> None:
+    """Without `from`, always_open was for everybody: an upgrade closes no website."""
+    config.policy.write_text(OPEN_TO_ALL)
+    (config.database.parent / "policy.good.toml").write_text(OPEN_TO_ALL)
+    book = Rulebook(config, lambda _identity: frozenset({"ops"}))
+    assert str(book.begin().always_open[0].sources) == "anywhere"
+    assert 'from = "anywhere"' in str(book.problem)
+    with pytest.raises(FileProblem, match="always_open"):
+        book.read()
+    written = OPEN_TO_ALL.replace('["web"]', '["web"]\nfrom = "anywhere"')
+    config.policy.write_text(written)
+    assert str(book.read().always_open[0].sources) == "anywhere"
+    assert book.problem is None

@@ -44,6 +44,8 @@ from spa_server.policy.tables import (
 
 _PREFIX: Final = re.compile(r"[^/]+(/[0-9]{1,3})?")
 _MAX_KNOWN: Final = 12
+ANYWHERE: Final = "anywhere"
+"""What `from` of an `always_open` says where it is for everybody."""
 
 
 class _Expect(StrEnum):
@@ -60,14 +62,19 @@ def load_policy(path: Path) -> Policy:
 
 
 def parse_policy(
-    value: dict[str, Any], path: Path, lines: Mapping[str, int] | None = None
+    value: dict[str, Any],
+    path: Path,
+    lines: Mapping[str, int] | None = None,
+    *,
+    was_in_force: bool = False,
 ) -> Policy:
     """A policy from TOML's plain values. Raises FileProblem.
 
-    `path` is for error messages, `lines` says where each table begins.
+    `path` is for error messages, `lines` says where each table begins. What was in force under
+    0.1.0 may have an `always_open` without `from`, which was for everybody.
     """
     whole = convert(value, PolicyTable, path, "")
-    reader = _Reader(path, lines or {})
+    reader = _Reader(path, lines or {}, was_in_force=was_in_force)
     for name, texts in whole.services.items():
         reader.services[name] = reader.service(name, texts)
     roles = {name: reader.role(name, role) for name, role in whole.roles.items()}
@@ -85,8 +92,9 @@ def parse_policy(
 class _Reader(Fields):
     """Turns the tables of one file into the model; it knows the file, its lines and services."""
 
-    def __init__(self, path: Path, lines: Mapping[str, int]) -> None:
+    def __init__(self, path: Path, lines: Mapping[str, int], *, was_in_force: bool) -> None:
         super().__init__(path)
+        self._was_in_force = was_in_force
         self._lines = lines
         self.services: dict[str, tuple[Access, ...]] = {}
 
@@ -157,9 +165,18 @@ class _Reader(Fields):
             path=where,
             services=tuple(rule.services),
             accesses=self._accesses(rule.services, f"{where}.services"),
-            sources=self._sources(rule.sources, f"{where}.from"),
+            sources=self._open_to(rule.sources, f"{where}.from"),
             line=self._lines.get(where, 0),
         )
+
+    def _open_to(self, value: list[str] | str | None, where: str) -> Sources:
+        """Whom needs no knock: never everybody without a word."""
+        if isinstance(value, list):
+            return self._sources(value, where)
+        if value == ANYWHERE or (value is None and self._was_in_force):
+            return Sources()
+        problem = 'needs no knock from whom? write from = ["10.9.0.0/24"]'
+        raise self.problem(where, f'{problem}, or from = "{ANYWHERE}" where it is for everybody')
 
     def test(self, index: int, value: object, roles: Mapping[str, Role]) -> PolicyTest:
         where = f"tests[{index}]"

@@ -50,10 +50,10 @@ class RoleTable(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class AlwaysOpenTable(msgspec.Struct, forbid_unknown_fields=True, rename={"sources": "from"}):
-    """`[[always_open]]`."""
+    """`[[always_open]]`. Of `from`, only a list is looked into here."""
 
     services: _Names
-    sources: _Names | None = None
+    sources: _Names | str | None = None
 
 
 class TestTable(msgspec.Struct, forbid_unknown_fields=True, rename={"source": "from"}):

@@ -12,7 +12,7 @@ from keys.when import rfc3339
 from spa_protocol.access import Access
 from spa_server.policy.difference.words import lasting, listed
 from spa_server.policy.lines import lines_of
-from spa_server.policy.load import parse_policy
+from spa_server.policy.load import ANYWHERE, parse_policy
 from spa_server.policy.model import (
     Limits,
     Network,
@@ -133,8 +133,8 @@ class Writer:
             self.services.used.update((n, self._policy.services[n]) for n in rule.services)
             yield "[[always_open]]"
             yield f"services = {_list(rule.services)}"
-            if rule.sources.networks:
-                yield f"from = {_list(map(str, rule.sources.networks))}"
+            open_to = _list(map(str, rule.sources.networks)) if rule.sources.networks else ""
+            yield f"from = {open_to or string(ANYWHERE)}"
             yield ""
 
 
