@@ -52,6 +52,8 @@ class WrittenHost:
     def parse(cls, text: str) -> "WrittenHost":
         """Raises BadKeyText."""
         endpoint = Endpoint.parse(text)
+        if "%" in endpoint.host:
+            raise BadKeyText("a zone means nothing to clients; write the address without it")
         names_none = text in (endpoint.host, f"[{endpoint.host}]")
         return cls(endpoint.host, None if names_none else endpoint.port)
 

@@ -22,9 +22,9 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from spa_protocol.access import Access
-from spa_protocol.knock import Close, Knock, message_to_sign, seal_request
+from spa_protocol.knock import Close, Kind, Knock, message_to_sign, seal_request
 from spa_protocol.layout import Address
-from spa_protocol.reply import Reply, open_reply
+from spa_protocol.reply import Reply, answers, open_reply
 from spa_protocol.seal import PairKeys
 
 if TYPE_CHECKING:
@@ -122,6 +122,11 @@ class Composer:
         """Raises WeakKey for a server key of small order."""
         return cls(identity, server, identity.pair_with(server), wish, source, target)
 
+    @property
+    def kind(self) -> Kind:
+        """What its requests are."""
+        return Kind.CLOSE if self.wish.closing else Kind.KNOCK
+
     def compose(self, own: Address, to: Address, *, nonce: bytes, now_us: int) -> Datagram:
         """One datagram from the client's `own` address to the address `to`.
 
@@ -138,7 +143,10 @@ class Composer:
 
     def open(self, payload: bytes, datagram: Datagram) -> Reply | None:
         """The server's reply to this datagram, or None for any other bytes."""
-        return open_reply(payload, pair=self.pair, request_nonce=datagram.nonce)
+        reply = open_reply(payload, pair=self.pair, request_nonce=datagram.nonce)
+        if reply is None or not answers(reply, self.kind, self.wish.accesses):
+            return None
+        return reply
 
 
 def declared_source(rule: Source, *, own: Address, to: Address) -> Address | None:

@@ -39,7 +39,7 @@ from spa_client.services import HARMLESS, BadAccess, parse_access, together
 from spa_protocol.access import Access
 from spa_protocol.carrier import Carrier
 from spa_protocol.keytext import Invite, ServerLine
-from spa_protocol.knock import Join, message_to_sign, seal_request
+from spa_protocol.knock import Join, Kind, message_to_sign, seal_request
 from spa_protocol.layout import Address
 from spa_protocol.publickey import PublicKey
 from spa_protocol.reason import Status
@@ -186,6 +186,11 @@ class JoinComposer(Composer):
     """Makes the datagrams that ask to enrol one key: `identity` and `pair` are the invite's."""
 
     brings: PublicKey = field(kw_only=True)
+
+    @property
+    def kind(self) -> Kind:
+        """A join."""
+        return Kind.JOIN
 
     def compose(self, own: Address, to: Address, *, nonce: bytes, now_us: int) -> Datagram:  # noqa: ARG002
         """One datagram; a join names no addresses."""

@@ -20,7 +20,7 @@ from spa_protocol.reason import Status
 def exit_code(joining: Joining) -> ExitCode:
     """How the program ends: see the head of this file."""
     if joining.proof is not None:
-        return joining.proof.exit_code
+        return ExitCode.FINE if joining.proof.is_shut else joining.proof.exit_code
     if joining.problem is not None:
         return ExitCode(joining.problem.exit_code)
     if joining.answer is not None:
@@ -49,7 +49,7 @@ def _of_joined(joining: Joining, answer: Answer) -> Iterator[Line]:
         if joining.problem is not None:
             yield Line(f"{name}: joined, but the key could not be tried: {joining.problem}")
         return
-    if proof.exit_code is ExitCode.FINE and proof.wish.closing:
+    if proof.is_shut:
         yield Line(f"the key works; now: spa-client knock {name} tcp/22", good=True)
         if not plan.options.wants_ssh:
             yield Line("or have ssh knock by itself: spa-client ssh-config --install", good=True)

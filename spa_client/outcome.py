@@ -3,8 +3,8 @@
     db1 (10.0.0.5): tcp/22 open for 10.0.0.9 until 14:03:25 (30 s)
     db1 (10.0.0.5): refused tcp/5432: no role allows it; ask an operator for a role ...
 
-The exit code is 0 where one address at least opened (or closed) everything that was asked for,
-else 1 where any address answered, else 3 where a datagram was sent, else 4.
+The exit code is 0 where one address at least opened everything that was asked for, or closed
+something; else 1 where any address answered, else 3 where a datagram was sent, else 4.
 """
 
 from collections.abc import Sequence
@@ -60,6 +60,16 @@ class Story:
         return ExitCode.NO_ANSWER if self.wish.reply_wanted else ExitCode.FINE
 
     @property
+    def is_shut(self) -> bool:
+        """Whether a close was heard: nothing is open any more, whether or not something was."""
+        answers = [r for r in self.results if isinstance(r, Answer)]
+        return self.wish.closing and any(a.reply.status is Status.CLOSED for a in answers)
+
+    @property
+    def _was_shut(self) -> bool:
+        return self.is_shut and self.exit_code is not ExitCode.FINE
+
+    @property
     def _unsent(self) -> bool:
         return not any(isinstance(r, Answer) or r.datagrams for r in self.results)
 
@@ -104,6 +114,8 @@ class Story:
             return [Line(f"{at}: refused: {_of_clock(answer)}; set the clock right")]
         if self.wish.closing and reply.status is Status.CLOSED:
             asked = ", ".join(map(str, self.wish.accesses))
+            if not reply.outcomes:
+                return [Line(f"{at}: nothing was open at {asked}{_for(answer)}")]
             lines = [Line(f"{at}: {asked} closed{_for(answer)}", good=True)]
         else:
             lines = [self._of_outcome(answer, outcome) for outcome in reply.outcomes]
@@ -147,7 +159,7 @@ class Story:
         code = self.exit_code
         return {
             "host": self.name,
-            "result": _result_word(code, self.wish),
+            "result": "nothing open" if self._was_shut else _result_word(code, self.wish),
             "exit_code": int(code),
             "key_id": self.key_id,
             "addresses": [result_json(r) for r in self.results],
@@ -180,10 +192,11 @@ _HINTS: Final = {
 
 
 def fulfils(answer: Answer, wish: Wish) -> bool:
-    """Whether the reply says that everything asked for is open (or closed) at this address."""
+    """Whether the reply says that everything asked for is open at this address, or that a close
+    has closed something there."""
     reply = answer.reply
     if wish.closing:
-        return reply.status is Status.CLOSED
+        return reply.status is Status.CLOSED and bool(reply.outcomes)
     granted = {o.access for o in reply.outcomes if o.code is Code.GRANTED}
     return reply.status is Status.GRANTED and granted.issuperset(wish.accesses)
 

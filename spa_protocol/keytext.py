@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,6 +21,7 @@ from spa_protocol.seal import WeakKey
 from spa_protocol.sshsig import KeyType
 
 _CHECKSUM_SIZE: Final = 4
+_BLANKS: Final = re.compile(r"[ \t]+")
 _KEY_WORD: Final = "spa-key"
 _SERVER_WORD: Final = "spa-server"
 _INVITE_SCHEME: Final = "spa://"
@@ -36,6 +38,17 @@ class Endpoint:
 
     host: str
     port: int = DEFAULT_PORT
+
+    @classmethod
+    def of_line(cls, text: str) -> "Endpoint":
+        """As a server line or an invite has it (section 9.6): an IPv6 address in brackets, without
+        a zone, and a port without leading zeros, which may be missing. Raises BadKeyText."""
+        endpoint = cls.parse(text)
+        if text not in (str(endpoint), str(endpoint).removesuffix(f":{DEFAULT_PORT}")):
+            raise BadKeyText("host and port are not spelt as in a line; write host:port")
+        if "%" in endpoint.host:
+            raise BadKeyText("an address in a line has no zone")
+        return endpoint
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -84,10 +97,10 @@ class ServerLine:
     @classmethod
     def parse(cls, line: str) -> "ServerLine":
         """Raises BadKeyText."""
-        words = line.split()
+        words = _words(line)
         if len(words) != 3 or words[0] != _SERVER_WORD:
             raise BadKeyText(f"not a server line; expected '{_SERVER_WORD} <base64> host:port'")
-        endpoint = Endpoint.parse(words[2])
+        endpoint = Endpoint.of_line(words[2])
         return cls(_unpack(words[1], KEY_SIZE, str(endpoint), "server line"), endpoint)
 
 
@@ -113,7 +126,7 @@ class Invite:
         where, slash, packed = line.strip().removeprefix(_INVITE_SCHEME).partition("/")
         if not line.strip().startswith(_INVITE_SCHEME) or not slash:
             raise BadKeyText(f"not an invite; expected '{_INVITE_SCHEME}host:port/...'")
-        endpoint = Endpoint.parse(where)
+        endpoint = Endpoint.of_line(where)
         size = len(_INVITE_VERSION) + 2 * KEY_SIZE
         value = _unpack(packed, size, str(endpoint), "invite", url=True)
         if value[:1] != _INVITE_VERSION:
@@ -128,7 +141,7 @@ def format_key(public: PublicKey, comment: str = "") -> str:
 
 def parse_key(line: str) -> tuple[PublicKey, str]:
     """A public key and its comment. Raises BadKeyText, also for a key that is never enrolled."""
-    word, packed, comment = (*line.split(maxsplit=2), "", "", "")[:3]
+    word, packed, comment = (*_words(line, 3), "", "", "")[:3]
     if word != _KEY_WORD or not packed:
         raise BadKeyText(f"not a key line; expected '{_KEY_WORD} <base64> comment'")
     value = _unpack(packed, 1 + 2 * KEY_SIZE, "", "key line")
@@ -140,6 +153,11 @@ def parse_key(line: str) -> tuple[PublicKey, str]:
     except WeakKey as weak:
         raise BadKeyText(f"this key may not be used: {weak}") from None
     return public, comment.strip()
+
+
+def _words(line: str, most: int = 0) -> list[str]:
+    """What blanks and tabs part, `most` words of them, the last with the rest; line ends fall."""
+    return _BLANKS.split(line.strip(" \t\r\n"), maxsplit=most - 1 if most else 0)
 
 
 def _checksum(value: bytes, text: str) -> bytes:

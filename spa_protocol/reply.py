@@ -2,11 +2,13 @@
 
 import hashlib
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from spa_protocol import access, seal
-from spa_protocol.access import Access, decode_access
+from spa_protocol.access import Access, check_together, decode_access
+from spa_protocol.knock import Kind
 from spa_protocol.layout import (
     DATAGRAM_SIZE,
     LABEL,
@@ -30,6 +32,24 @@ _OUTCOME: Final = struct.Struct(">IB")
 _OUTCOME_SIZE: Final = access.FIELD_SIZE + _OUTCOME.size
 _OUTCOMES_AT: Final = 44
 _MESSAGE_AT: Final = _OUTCOMES_AT + MAX_ACCESSES * _OUTCOME_SIZE
+
+_NONE: Final = frozenset[Code]()
+_CODES_FIT: Final[dict[Status, Callable[[set[Code]], bool]]] = {
+    Status.GRANTED: lambda codes: Code.GRANTED in codes,
+    Status.REFUSED: lambda codes: bool(codes) and Code.GRANTED not in codes,
+    Status.CLOCK: lambda codes: codes == _NONE,
+    Status.JOINED: lambda codes: codes == _NONE,
+    Status.JOIN_REFUSED: lambda codes: codes == _NONE,
+    Status.UNAVAILABLE: lambda codes: codes <= {Code.UNAVAILABLE},
+    Status.CLOSED: lambda codes: codes <= {Code.GRANTED},
+    Status.PENDING: lambda codes: Code.GRANTED not in codes,
+}
+_OF_ANY_KIND: Final = {Status.CLOCK, Status.UNAVAILABLE}
+_STATUSES: Final = {
+    Kind.KNOCK: {Status.GRANTED, Status.REFUSED, Status.PENDING, *_OF_ANY_KIND},
+    Kind.CLOSE: {Status.CLOSED, Status.REFUSED, *_OF_ANY_KIND},
+    Kind.JOIN: {Status.JOINED, Status.JOIN_REFUSED, Status.PENDING, *_OF_ANY_KIND},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +114,33 @@ def decode(plain: bytes) -> Reply:
     if size > MAX_MESSAGE:
         raise Malformed("the message is too long")
     source, target = decode_address(plain[12:28]), decode_address(plain[28:44])
-    return Reply(known, server_time_us, source, target, outcomes, message)
+    reply = Reply(known, server_time_us, source, target, outcomes, message)
+    _check_meaning(reply)
+    return reply
+
+
+def _check_meaning(reply: Reply) -> None:
+    """Raises Malformed for a reply whose parts contradict each other (section 8.2's table)."""
+    if reply.source and reply.target and reply.source.version != reply.target.version:
+        raise Malformed("source and target must be of one address family")
+    if reply.outcomes:
+        check_together(tuple(outcome.access for outcome in reply.outcomes))
+    if any(outcome.lifetime_s for outcome in reply.outcomes if outcome.code is not Code.GRANTED):
+        raise Malformed("what is not granted has no lifetime")
+    codes = {outcome.code for outcome in reply.outcomes}
+    if not _CODES_FIT[reply.status](codes):
+        raise Malformed(f"the outcomes of a reply of status {reply.status}")
+    if reply.status is Status.CLOSED and any(outcome.lifetime_s for outcome in reply.outcomes):
+        raise Malformed("what is closed has no lifetime")
+
+
+def answers(reply: Reply, kind: Kind, accesses: tuple[Access, ...]) -> bool:
+    """Whether it can be the reply to a request of this kind for these accesses.
+
+    The outcomes are those asked for, in their order, or none; a join asks for none.
+    """
+    outcomes = tuple(outcome.access for outcome in reply.outcomes)
+    return reply.status in _STATUSES[kind] and outcomes in ((), accesses)
 
 
 def _decode_outcome(plain: bytes, index: int) -> Outcome:

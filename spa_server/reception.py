@@ -309,10 +309,11 @@ class Reception:
                 lambda grant: (
                     grant.key_id == key_id
                     and (grant.source, grant.target) == (source, target)
-                    and any(grant.access in access for access in request.accesses)
+                    and any(grant.access.overlaps(access) for access in request.accesses)
                 )
             )
         )
+        ended = [grant.access for grant in grants]
         batch = Batch(burned=[case.verdict.burn] if case.verdict.burn else [])
         batch.seen.append((key_id, now_us))
         asked = wording.texts(request.accesses)
@@ -328,7 +329,7 @@ class Reception:
         if why_not:
             case.reply = rulings.misaddressed_reply(request, why_not, case.datagram, now_us)
         else:
-            case.reply = rulings.closed_reply(request, len(grants), case.datagram, now_us)
+            case.reply = rulings.closed_reply(request, ended, case.datagram, now_us)
         try:
             self.ledger.commit(batch, now_us)
             self.keeper.end(grants, "closed by its owner", now_us)

@@ -168,10 +168,18 @@ def misaddressed_reply(request: Close, why: str, datagram: Datagram, now_us: int
     return _reply(Status.REFUSED, datagram, now_us, outcomes, why)
 
 
-def closed_reply(request: Close, count: int, datagram: Datagram, now_us: int) -> Reply:
-    """The answer to a close, also when nothing was open."""
+def closed_reply(request: Close, ended: Sequence[Access], datagram: Datagram, now_us: int) -> Reply:
+    """The answer to a close that ended grants of these accesses: no outcomes where it ended none.
+
+    A grant ends whole, so the message names what is wider than what was asked, or was not open.
+    """
+    if not ended:
+        return _reply(Status.CLOSED, datagram, now_us, (), "nothing was open")
     outcomes = tuple(Outcome(access, Code.GRANTED) for access in request.accesses)
-    message = "" if count else "nothing was open"
+    wider = [one for one in ended if not any(one in access for access in request.accesses)]
+    missed = [one for one in request.accesses if not any(one.overlaps(each) for each in ended)]
+    message = f"nothing was open at {', '.join(map(str, missed))}" if missed else ""
+    message = f"closed as granted: {', '.join(map(str, wider))}" if wider else message
     return _reply(Status.CLOSED, datagram, now_us, outcomes, message)
 
 

@@ -83,7 +83,7 @@ def test_without_a_grant_nothing_runs(
 
 def closes_what_it_granted(heard: Heard) -> list[object]:
     closing = isinstance(heard.knock.request, Close)
-    return [heard.reply(Status.CLOSED, outcomes=()) if closing else heard.reply()]
+    return [heard.reply(Status.CLOSED, lifetime_s=0) if closing else heard.reply()]
 
 
 def test_close_names_what_the_knock_declared(home: Home) -> None:
@@ -104,7 +104,7 @@ def test_only_what_was_granted_is_closed(home: Home) -> None:
             first, second = reply.outcomes
             refused = type(second)(second.access, Code.NO_ROLE)
             return [heard.reply(outcomes=(first, refused))]
-        return [heard.reply(Status.CLOSED, outcomes=())]
+        return [heard.reply(Status.CLOSED, lifetime_s=0)]
 
     with configured(home, one_of_two) as server:
         done = home.run("exec", "db1", "ssh", "tcp/80", "--close", "--", "true")
@@ -126,7 +126,7 @@ def test_a_close_that_nobody_answers_does_not_change_the_exit_code(home: Home) -
 def test_hold_renews_while_it_runs(home: Home) -> None:
     def brief(heard: Heard) -> list[object]:
         closing = isinstance(heard.knock.request, Close)
-        return [heard.reply(Status.CLOSED, outcomes=()) if closing else heard.reply(lifetime_s=1)]
+        return [heard.reply(Status.CLOSED, lifetime_s=0) if closing else heard.reply(lifetime_s=1)]
 
     with configured(home, brief) as server:
         done = home.run("exec", "-q", "db1", "ssh", "--hold", "--close", "--", "sleep", "2")

@@ -195,8 +195,9 @@ def test_the_servers_message_is_not_said_twice() -> None:
 
 def test_nothing_was_open_to_be_closed() -> None:
     told = story(answer(Status.CLOSED, message="nothing was open"), closing=True)
-    assert texts(told)[1] == "db1 (10.0.0.5): the server says: nothing was open"
-    assert told.exit_code is ExitCode.FINE
+    assert texts(told) == ["db1 (10.0.0.5): nothing was open at tcp/22 for 10.0.0.9"]
+    assert told.exit_code is ExitCode.REFUSED
+    assert told.is_shut
 
 
 def test_no_answer_says_in_one_line_what_it_may_mean() -> None:
@@ -265,7 +266,8 @@ def test_json_says_everything_and_is_one_object() -> None:
     ("results", "wish", "word"),
     [
         ([answer(Status.GRANTED, granted())], {}, "granted"),
-        ([answer(Status.CLOSED)], {"closing": True}, "closed"),
+        ([answer(Status.CLOSED, granted(lifetime_s=0))], {"closing": True}, "closed"),
+        ([answer(Status.CLOSED)], {"closing": True}, "nothing open"),
         ([answer(Status.CLOCK)], {}, "refused"),
         ([Silence(V4, 3)], {}, "no answer"),
         ([Silence(V4, 0)], {}, "not sent"),

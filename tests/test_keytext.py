@@ -363,3 +363,33 @@ def test_shared_secrets_are_not_shown() -> None:
     pair = seal.pair_keys(TOKEN, AGREEMENT, agreement=AGREEMENT, server=SERVER, signing=SIGNING)
     assert repr(pair) == "PairKeys(...)"
     assert str(pair) == "PairKeys(...)"
+
+
+@pytest.mark.parametrize(
+    ("right", "spelt"),
+    [
+        ("db1:22", "db1:022"),
+        ("[2001:db8::1]:62201", "2001:db8::1"),
+        ("[fe80::1%eth0]:62201", "[fe80::1%eth0]:62201"),
+        ("db1%eth0:62201", "db1%eth0:62201"),
+    ],
+)
+def test_a_line_spells_its_host_and_port_in_one_way(right: str, spelt: str) -> None:
+    """Section 9.6; what a person types at a prompt may be less exact."""
+    public = seal.agreement_public(b"s" * 32)
+    endpoint = Endpoint.parse(right)
+    for line, read in (
+        (str(ServerLine(public, endpoint)), ServerLine.parse),
+        (Invite(b"t" * 32, public, endpoint).reveal(), Invite.parse),
+    ):
+        with pytest.raises(BadKeyText):
+            read(line.replace(str(endpoint), spelt))
+
+
+def test_blanks_and_tabs_part_the_words_of_a_line_and_nothing_else_does() -> None:
+    line = str(ServerLine(seal.agreement_public(b"s" * 32), Endpoint("db1", 22)))
+    apart = line.replace(" ", " \t")
+    assert ServerLine.parse(f" {apart}\r\n") == ServerLine.parse(line)
+    for odd in ("\v", "\f", "\x1c", "\x85", "\u2003", "\n"):
+        with pytest.raises(BadKeyText):
+            ServerLine.parse(line.replace(" ", odd, 1))

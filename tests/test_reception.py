@@ -198,6 +198,26 @@ def test_a_target_that_is_not_ours_is_refused(host: Host, target: str | None) ->
     assert host.kernel.holes == {}
 
 
+def test_a_close_ends_whole_every_grant_that_it_touches(host: Host) -> None:
+    """One port of a range that was granted: what was granted ends, and the reply says so."""
+    alice = host.person("alice", "ops")
+    wide, narrow = Access.parse("tcp/9090-9092"), Access.parse("tcp/9091")
+    host.receive(host.world.datagram(alice, knock_at(NOW_US, SSH, wide)))
+    closing = Close(NOW_US, (narrow,), target=HOST)
+    [reply] = host.receive(host.world.datagram(alice, closing))
+    assert reply.status is Status.CLOSED
+    assert [o.code for o in reply.outcomes] == [Code.GRANTED]
+    assert reply.message == "closed as granted: tcp/9090-9092"
+    assert [hole.port for hole in host.kernel.holes] == [22]
+    closing = Close(NOW_US + 1, (SSH, narrow), target=HOST)
+    [reply] = host.receive(host.world.datagram(alice, closing))
+    assert reply.message == "nothing was open at tcp/9091"
+    assert host.kernel.holes == {}
+    closing = Close(NOW_US + 2, (SSH,), target=HOST)
+    [reply] = host.receive(host.world.datagram(alice, closing))
+    assert (reply.status, reply.outcomes) == (Status.CLOSED, ())
+
+
 def test_a_close_that_names_no_host_ends_nothing(host: Host) -> None:
     alice = host.person("alice", "ops")
     host.receive(host.world.datagram(alice, knock_at()))

@@ -10,7 +10,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from spa_protocol import seal
-from spa_protocol.access import Access, Protocol
+from spa_protocol.access import Access, Protocol, check_together
+from spa_protocol.knock import Kind
 from spa_protocol.layout import (
     DATAGRAM_SIZE,
     LABEL,
@@ -28,6 +29,7 @@ from spa_protocol.reply import (
     Outcome,
     Reply,
     address_of,
+    answers,
     clip,
     decode,
     encode,
@@ -55,25 +57,58 @@ thorough = settings(deadline=None, max_examples=400)
 addresses = st.none() | (
     (st.ip_addresses(v=4) | st.ip_addresses(v=6)).map(unmapped).filter(is_unicast)
 )
-outcomes = st.builds(
-    Outcome,
+ends = st.tuples(addresses, addresses).filter(
+    lambda pair: None in pair or pair[0].version == pair[1].version
+)
+apart = st.lists(
     st.builds(
-        lambda protocol, ports: Access(protocol, min(ports), max(ports)),
+        lambda protocol, first, more: Access(protocol, first, min(first + more, 65535)),
         st.sampled_from(Protocol),
-        st.tuples(st.integers(1, 65535), st.integers(1, 65535)),
+        st.integers(1, 65535),
+        st.integers(0, 31),
     ),
-    st.sampled_from(Code),
-    st.integers(0, MAX_LIFETIME_S),
-)
-replies = st.builds(
-    Reply,
-    st.sampled_from(Status),
-    st.integers(0, 2**64 - 1),
-    addresses,
-    addresses,
-    st.lists(outcomes, max_size=8).map(tuple),
-    st.text(max_size=MAX_MESSAGE).map(clip),
-)
+    min_size=1,
+    max_size=8,
+).filter(lambda accesses: _stand_together(tuple(accesses)))
+REFUSALS: Final = [code for code in Code if code is not Code.GRANTED]
+CODES: Final = {
+    Status.GRANTED: list(Code),
+    Status.REFUSED: REFUSALS,
+    Status.UNAVAILABLE: [Code.UNAVAILABLE],
+    Status.CLOSED: [Code.GRANTED],
+    Status.PENDING: REFUSALS,
+}
+"""The codes that the outcomes of a status may have (8.2); of the others there are none."""
+MAY_BE_BARE: Final = {*Status} - {Status.GRANTED, Status.REFUSED}
+
+
+def _stand_together(accesses: tuple[Access, ...]) -> bool:
+    try:
+        check_together(accesses)
+    except Malformed:
+        return False
+    return True
+
+
+@st.composite
+def replies_drawn(draw: st.DrawFn) -> Reply:
+    """Any reply that means something."""
+    status = draw(st.sampled_from(Status))
+    is_bare = status not in CODES or (status in MAY_BE_BARE and draw(st.booleans()))
+    accesses = [] if is_bare else draw(apart)
+    codes = [draw(st.sampled_from(CODES[status])) for _ in accesses]
+    if status is Status.GRANTED:
+        codes[draw(st.integers(0, len(codes) - 1))] = Code.GRANTED
+    longest = 0 if status is Status.CLOSED else MAX_LIFETIME_S
+    outcomes = tuple(
+        Outcome(access, code, draw(st.integers(0, longest)) if code is Code.GRANTED else 0)
+        for access, code in zip(accesses, codes, strict=True)
+    )
+    message = clip(draw(st.text(max_size=MAX_MESSAGE)))
+    return Reply(status, draw(st.integers(0, 2**64 - 1)), *draw(ends), outcomes, message)
+
+
+replies = replies_drawn()
 
 
 def sealed(plain: bytes) -> bytes:
@@ -115,9 +150,51 @@ def test_a_reply_byte_for_byte() -> None:
 @pytest.mark.parametrize("status", Status)
 @pytest.mark.parametrize("code", Code)
 def test_every_status_and_code(status: Status, code: Code) -> None:
-    reply = replace(GRANTED, status=status, outcomes=(replace(SSH, code=code),))
-    assert opened(sealed(encode(reply))) == reply
+    lasts = code is Code.GRANTED and status is not Status.CLOSED
+    outcome = replace(SSH, code=code, lifetime_s=30 if lasts else 0)
+    reply = replace(GRANTED, status=status, outcomes=(outcome,))
+    fits = code in CODES.get(status, []) and (status is not Status.GRANTED or lasts)
+    assert opened(sealed(encode(reply))) == (reply if fits else None)
     assert code.sentence
+
+
+REFUSED_SSH: Final = Outcome(SSH.access, Code.NO_ROLE)
+
+
+@pytest.mark.parametrize(
+    "contradicting",
+    [
+        replace(GRANTED, outcomes=()),
+        replace(GRANTED, outcomes=(REFUSED_SSH,)),
+        replace(GRANTED, outcomes=(SSH, SSH)),
+        replace(GRANTED, outcomes=(SSH, Outcome(Access.parse("tcp/20-30"), Code.NO_ROLE))),
+        replace(GRANTED, outcomes=(SSH, Outcome(Access.parse("udp/53"), Code.NO_ROLE, 5))),
+        replace(GRANTED, outcomes=(Outcome(Access.parse("tcp/1-257"), Code.GRANTED, 5),)),
+        replace(GRANTED, target=ip_address("2001:db8::1")),
+        replace(GRANTED, status=Status.REFUSED, outcomes=()),
+        replace(GRANTED, status=Status.REFUSED, outcomes=(REFUSED_SSH, SSH)),
+        replace(GRANTED, status=Status.CLOCK),
+        replace(GRANTED, status=Status.CLOSED, outcomes=(SSH,)),
+        replace(GRANTED, status=Status.PENDING, outcomes=(SSH,)),
+    ],
+)
+def test_a_reply_that_contradicts_itself_is_none(contradicting: Reply) -> None:
+    assert opened(sealed(encode(contradicting))) is None
+
+
+def test_a_reply_is_about_what_was_asked() -> None:
+    asked = tuple(outcome.access for outcome in GRANTED.outcomes)
+    assert answers(GRANTED, Kind.KNOCK, asked)
+    assert not answers(GRANTED, Kind.KNOCK, asked[::-1])
+    assert not answers(GRANTED, Kind.KNOCK, asked[:1])
+    assert not answers(GRANTED, Kind.KNOCK, (*asked, Access.parse("tcp/443")))
+    assert not answers(GRANTED, Kind.CLOSE, asked)
+    bare = replace(GRANTED, status=Status.PENDING, outcomes=())
+    assert answers(bare, Kind.KNOCK, asked)
+    assert answers(bare, Kind.JOIN, ())
+    assert not answers(bare, Kind.CLOSE, asked)
+    assert not answers(replace(bare, status=Status.JOINED), Kind.KNOCK, asked)
+    assert not answers(replace(bare, status=Status.CLOSED), Kind.KNOCK, asked)
 
 
 def test_the_longest_message_fits() -> None:

@@ -74,7 +74,10 @@ def hold(*, host: str, access: tuple[Access, ...], lifetime: int, **how: Any) ->
         note_all(refused)
         return refused.exit_code
     closed = holder.give_back()
-    return tell(closed, as_json=False) if closed else ExitCode.FINE
+    if closed is None:
+        return ExitCode.FINE
+    code = tell(closed, as_json=False)
+    return ExitCode.FINE if closed.is_shut else code
 
 
 @dataclass
