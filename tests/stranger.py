@@ -228,15 +228,45 @@ def read_reply(plain: bytes) -> Reply | None:
     size, text = plain[124], plain[125:]
     if any(map(any, entries[count:])) or size > 67 or any(text[size:]):
         return None
-    if not (is_address(plain[12:28]) and is_address(plain[28:44])):
-        return None
     try:
         message = text[:size].decode("utf-8")
     except UnicodeDecodeError:
         return None
+    ends = plain[12:28], plain[28:44]
+    if not (all(map(is_address, ends)) and one_family(*ends) and makes_sense(status, outcomes)):
+        return None
     source, target = read_address(plain[12:28]), read_address(plain[28:44])
     told = [((protocol, first, last), life, code) for protocol, first, last, life, code in outcomes]
     return Reply(status, time_us, source, target, told, message)
+
+
+def one_family(source: bytes, target: bytes) -> bool:
+    """Section 8.1, of two addresses that are told."""
+    return not (any(source) and any(target)) or (source[:12] == MAPPED) is (target[:12] == MAPPED)
+
+
+def makes_sense(status: int, outcomes: Sequence[tuple[int, ...]]) -> bool:
+    """The column of outcomes in section 8.2; that none is told twice (4.2, 8.1)."""
+    codes = [code for *_, code in outcomes]
+    ports = {(p, port) for p, first, last, *_ in outcomes for port in range(first, last + 1)}
+    count = sum(last - first + 1 for _, first, last, *_ in outcomes)
+    if len(ports) != count or count > 256:
+        return False
+    if any(life and (code or status == 6) for *_, life, code in outcomes):
+        return False
+    if status == 0:
+        return 0 in codes
+    if status == 1:
+        return bool(codes) and 0 not in codes
+    allowed = {5: {10}, 6: {0}, 7: set(range(1, 11))}.get(status, set())
+    return allowed.issuperset(codes)
+
+
+def fits(kind: int, asked: Sequence[AccessNumbers], told: Reply) -> bool:
+    """Whether a reply can be to a request of this kind for these accesses (8.1)."""
+    statuses = {1: {0, 1, 2, 5, 7}, 3: {1, 2, 5, 6}, 2: {2, 3, 4, 5, 7}}
+    outcomes = [access for access, _, _ in told.outcomes]
+    return told.status in statuses[kind] and outcomes in ([], list(asked))
 
 
 MAPPED: Final = bytes(10) + b"\xff\xff"

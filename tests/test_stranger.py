@@ -152,10 +152,19 @@ def test_the_stranger_opens_the_replies(vector: Vector) -> None:
             "opens Mo 08:00 Europe/Berlin",
         ),
     }
-    status, source, target, outcomes, message = expected[vector["name"]]
-    assert opened == stranger.Reply(
-        status, 1_795_500_000_000_005, source, target, outcomes, message
-    )
+    ssh, seen = (tcp, 22, 22), ("203.0.113.9", "198.51.100.4")
+    of_one_knock = {
+        "granted-to-target-declared": (0, *seen, [(ssh, 30, 0)], ""),
+        "refused-to-target-declared": (1, *seen, [(ssh, 0, 3)], "opens Mo 08:00 Europe/Berlin"),
+        "clock-to-target-declared": (2, *seen, [], "your clock is 94 s behind the server's"),
+        "closed-to-a-close": (6, *seen, [(ssh, 0, 0)], ""),
+        "nothing-was-open-to-a-close": (6, *seen, [], "nothing was open"),
+    }
+    status, source, target, outcomes, message = (expected | of_one_knock)[vector["name"]]
+    at_us = 1_795_500_094_000_000 if status == 2 else 1_795_500_000_000_005
+    assert opened == stranger.Reply(status, at_us, source, target, outcomes, message)
+    if vector["name"] in of_one_knock:
+        assert stranger.fits(3 if status == 6 else 1, [ssh], opened)
 
 
 # Face to face
@@ -265,7 +274,7 @@ GRANTED: Final = Reply(
     Status.GRANTED,
     NOW_US,
     ip_address("192.0.2.7"),
-    ip_address("2001:db8::1"),
+    ip_address("198.51.100.4"),
     (
         Outcome(Access.parse("tcp/22"), Code.GRANTED, 30),
         Outcome(Access.parse("udp/1-9"), Code.TOUCH),

@@ -4,6 +4,7 @@ Every datagram in the file is right, or wrong in exactly one way; both are pinne
 right ones every step between the fields and the bytes.
 """
 
+import hashlib
 import json
 from collections import Counter
 from functools import cache
@@ -20,6 +21,7 @@ from spa_protocol.knock import (
     AuthenticKnock,
     Close,
     Join,
+    Kind,
     Knock,
     OpenedKnock,
     Request,
@@ -119,7 +121,16 @@ def test_every_class_of_failure_has_vectors() -> None:
 
 
 def test_vectors_have_names_of_their_own() -> None:
-    assert len({named(vector) for vector in REQUESTS}) == len(REQUESTS) == 49
+    assert len({named(vector) for vector in REQUESTS}) == len(REQUESTS) == 59
+
+
+def test_the_vectors_of_the_first_release_are_what_they_were() -> None:
+    """Others have built upon them: vectors are added, and never changed."""
+    first = [VECTORS["knocks"][:45], VECTORS["joins"][:4], VECTORS["replies"][:2]]
+    written = json.dumps(first, sort_keys=True).encode()
+    assert hashlib.sha256(written).hexdigest() == (
+        "ee814938cb042da88ab8216979397cb469169d14e4775ab7b46ccf7b4294e6b4"
+    )
 
 
 @pytest.mark.parametrize("vector", DERIVED, ids=named)
@@ -195,6 +206,7 @@ def test_the_same_inputs_make_the_same_datagram(vector: Vector) -> None:
     assert seal_request(request, signature, pair=pair, nonce=nonce) == octets(vector, "datagram")
 
 
+SEEN: Final = (1_795_500_000_000_005, ip_address("203.0.113.9"), ip_address("198.51.100.4"))
 REPLIES: Final = {
     "granted": Reply(
         Status.GRANTED,
@@ -214,6 +226,26 @@ REPLIES: Final = {
         ),
         "opens Mo 08:00 Europe/Berlin",
     ),
+    "granted-to-target-declared": Reply(
+        Status.GRANTED, *SEEN, (Outcome(Access.parse("tcp/22"), Code.GRANTED, 30),)
+    ),
+    "refused-to-target-declared": Reply(
+        Status.REFUSED,
+        *SEEN,
+        (Outcome(Access.parse("tcp/22"), Code.NOT_NOW),),
+        "opens Mo 08:00 Europe/Berlin",
+    ),
+    "clock-to-target-declared": Reply(
+        Status.CLOCK,
+        1_795_500_094_000_000,
+        *SEEN[1:],
+        (),
+        "your clock is 94 s behind the server's",
+    ),
+    "closed-to-a-close": Reply(
+        Status.CLOSED, *SEEN, (Outcome(Access.parse("tcp/22"), Code.GRANTED),)
+    ),
+    "nothing-was-open-to-a-close": Reply(Status.CLOSED, *SEEN, (), "nothing was open"),
 }
 
 
@@ -228,3 +260,12 @@ def test_reply(vector: Vector) -> None:
         reply, pair=pair, request_nonce=request_nonce, nonce=octets(vector, "nonce")
     )
     assert sealed == datagram
+
+
+@pytest.mark.parametrize("vector", [v for v in VECTORS["replies"] if "to" in v], ids=named)
+def test_a_reply_is_to_the_request_that_it_names(vector: Vector) -> None:
+    request = request_of(vector["to"])
+    assert isinstance(request, Knock | Close)
+    kind = Kind.CLOSE if isinstance(request, Close) else Kind.KNOCK
+    assert [str(access) for access in request.accesses] == vector["asked"]
+    assert replies.answers(REPLIES[vector["name"]], kind, request.accesses)
