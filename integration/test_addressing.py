@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, ip_address
 import pytest
 
 from integration.attacks import cloned_host
-from integration.lab import Lab
+from integration.lab import Lab, Reach
 from integration.site import Site
 from integration.wire import Caller, Pen
 from spa_client.compose import SourceRule
@@ -84,3 +84,23 @@ def test_a_clone_s_daemon_does_not_start_until_it_is_told() -> None:
         site.server("adopt-key")
         site.start()
         assert site.status()["state"] == "serving"
+
+
+def test_a_close_of_one_port_ends_the_range_that_was_granted_and_says_so() -> None:
+    with Lab() as lab:
+        server, client = lab.host("server"), lab.host("client")
+        site = Site(lab, server)
+        alice = site.enrol("alice", "ops")
+        site.apply_gate()
+        site.start()
+        for port in (9090, 9091):
+            server.serve(port)
+        alice.knock(client, "tcp/9090-9091", "--lifetime", "60s")
+        assert client.reach_tcp(server.v4, 9091) is Reach.OPEN
+        closed = alice.client(client, "close", "site", "tcp/9090")
+        assert "closed as granted: tcp/9090-9091" in closed.stdout + closed.stderr
+        assert client.reach_tcp(server.v4, 9090) is Reach.SILENT
+        assert client.reach_tcp(server.v4, 9091) is Reach.SILENT
+        again = alice.client(client, "close", "site", "tcp/9090", check=False)
+        assert again.returncode == 1
+        assert "nothing was open at tcp/9090" in again.stderr

@@ -25,7 +25,7 @@ from spa_client.compose import Composer, Datagram, NamedTarget, Source, SourceRu
 from spa_protocol.access import Access
 from spa_protocol.keytext import ServerLine, format_key
 from spa_protocol.layout import DEFAULT_PORT, NONCE_SIZE
-from spa_protocol.reply import Reply
+from spa_protocol.reply import Reply, open_reply
 
 SECOND_US: Final = 1_000_000
 _ETH_P_ALL: Final = 0x0003
@@ -144,7 +144,8 @@ class Pen:
 
     def read(self, payload: bytes, request: Datagram) -> Reply | None:
         """The server's answer to a request, or None for any other bytes."""
-        return self._composer(Wish(()), SourceRule.NONE).open(payload, request)
+        pair = self.key.pair_with(self.server)
+        return open_reply(payload, pair=pair, request_nonce=request.nonce)
 
     def _composer(
         self, wish: Wish, source: Source, target: NamedTarget = TargetRule.NONE

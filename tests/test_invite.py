@@ -201,6 +201,19 @@ class TestTheAlarm:
         assert (kept.redeemed_by, kept.identity) == (first.key_id, "bob")
         assert registry.key(second.key_id) is None
 
+    def test_the_same_key_is_answered_again_for_as_long_as_it_is_good(
+        self, registry: Registry
+    ) -> None:
+        """docs/protocol.md 4.4: also when the invite is over, and not when the key is."""
+        invite_id, public = make(registry), new_key()
+        registry.redeem(invite_id, public, T0)
+        ends_us = found(registry, invite_id).expires_at_us
+        again = registry.redeem(invite_id, public, ends_us + 1)
+        assert isinstance(again, Redeemed)
+        assert again.again
+        registry.revoke(public.key_id, now_us=ends_us + 2, actor="test")
+        assert registry.redeem(invite_id, public, ends_us + 3) is JoinRefusal.USED
+
     @pytest.mark.parametrize("needs_approval", [False, True])
     def test_of_two_connections_that_race_one_wins(
         self, path: Path, registry: Registry, needs_approval: bool
