@@ -59,6 +59,7 @@ def _status(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
         "capture": guard.config.capture,
         "config_is_current": config_is_current(guard.gatehouse.config),
         "gate": "loaded" if is_loaded else "not loaded",
+        **_doubts(guard),
         **_mode(guard.gatehouse.observed),
         "keys_heard": len(guard.admission),
         "grants": len(guard.keeper.book),
@@ -73,6 +74,18 @@ def _status(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
         "lost": guard.recorder.lost,
         "record": "behind" if guard.ledger.is_behind else "written",
         "record_trouble": guard.ledger.trouble,
+    }
+
+
+def _doubts(guard: Guard) -> dict[str, Any]:
+    """Since when the gate is in doubt, and why; and what stands behind it."""
+    faults, backstop = guard.faults, guard.gate.backstop
+    standing = backstop.standing.value
+    why_not = backstop.trouble or backstop.absence
+    return {
+        "gate_in_doubt_since": rfc3339(faults.since_us) if faults.since_us is not None else None,
+        "gate_in_doubt": faults.why,
+        "backstop": f"{standing}: {why_not}" if why_not else standing,
     }
 
 
