@@ -98,9 +98,10 @@ _NETLINK_SOCKETS: Final = Path("/proc/net/netlink")
 
 
 class Standing(StrEnum):
-    """Whether the backstop stands."""
+    """Whether the backstop stands, and who holds it; TAKEN: not who was asked."""
 
     HELD = "held"
+    TAKEN = "held by another process"
     ORPHANED = "orphaned"
     ABSENT = "absent"
 
