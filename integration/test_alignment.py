@@ -465,7 +465,7 @@ def test_rules_of_iptables(scene: Scene, rule: str, expected: str | None) -> Non
         assert {name for name, _ in scene.check()} == ({expected} if expected else set())
         assert len(scene.check()) == (2 if expected else 0)
     finally:
-        for table in _tables(scene.server) - {"inet spa"}:
+        for table in _tables(scene.server) - {"inet spa", "inet spa_backstop"}:
             scene.server.run(["nft", "delete", "table", *table.split()])
 
 
