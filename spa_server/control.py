@@ -5,7 +5,9 @@
     anything that cannot be done         -> {"ok": false, "error": "what went wrong"}
 
 It is a UNIX socket of mode 0660: whoever may open it may ask. Requests that only look cost the
-daemon one line; none of them waits for anything.
+daemon one line; none of them waits for anything. Of one user so many are answered at once, and the
+next is told to come again: a member of the group who floods it takes neither the daemon's
+descriptors nor root's place.
 """
 
 import asyncio
@@ -14,6 +16,8 @@ import os
 import shutil
 import socket
 import stat
+import struct
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +28,12 @@ from keys.trouble import Trouble
 MAX_LINE: Final = 64 * 1024
 TIMEOUT_S: Final = 5.0
 _GROUP: Final = "spa"
+_CLIENTS_OF_A_USER: Final = 16
+_CLIENTS: Final = 64
+# How many the kernel lets wait, and so how many are accepted at one go.
+_BACKLOG: Final = 32
+_PEER = struct.Struct("=iII")  # struct ucred: process, user, group
+_BUSY: Final = {"ok": False, "error": "too many ask at once; try again in a moment"}
 
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -35,6 +45,7 @@ class ControlServer:
         self._path = path
         self._handlers = handlers
         self._server: asyncio.Server | None = None
+        self._clients: Counter[int] = Counter()
 
     async def start(self) -> None:
         """Raises Trouble when another daemon answers there already, or the path cannot be had."""
@@ -44,7 +55,7 @@ class ControlServer:
             old = os.umask(0o117)
             try:
                 self._server = await asyncio.start_unix_server(
-                    self._serve, str(self._path), limit=MAX_LINE
+                    self._serve, str(self._path), limit=MAX_LINE, backlog=_BACKLOG
                 )
             finally:
                 os.umask(old)
@@ -82,14 +93,25 @@ class ControlServer:
             self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, ValueError, asyncio.TimeoutError):
-            async with asyncio.timeout(TIMEOUT_S):
-                line = await reader.readline()
-                writer.write(json.dumps(self._answer(line)).encode() + b"\n")
-                await writer.drain()
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
+        user = _user_of(writer)
+        if self._clients[user] >= _CLIENTS_OF_A_USER or self._clients.total() >= _CLIENTS:
+            writer.write(json.dumps(_BUSY).encode() + b"\n")
+            writer.close()
+            return
+        self._clients[user] += 1
+        try:
+            with suppress(OSError, ValueError, asyncio.TimeoutError):
+                async with asyncio.timeout(TIMEOUT_S):
+                    line = await reader.readline()
+                    writer.write(json.dumps(self._answer(line)).encode() + b"\n")
+                    await writer.drain()
+            if writer.transport.get_write_buffer_size():
+                writer.transport.abort()  # it did not read its answer, and would never be gone
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+        finally:
+            self._clients[user] -= 1
 
     def _answer(self, line: bytes) -> dict[str, Any]:
         try:
@@ -101,6 +123,14 @@ class ControlServer:
             return {"ok": True, **handler(request)}
         except Exception as error:  # whatever a request brings up, the daemon lives
             return {"ok": False, "error": str(error)}
+
+
+def _user_of(writer: asyncio.StreamWriter) -> int:
+    """Who is at the other end (SO_PEERCRED, unix(7))."""
+    peer = writer.get_extra_info("socket")
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    user: int = _PEER.unpack(credentials)[1]
+    return user
 
 
 class NoDaemon(Trouble):

@@ -112,8 +112,8 @@ class Daemon:
         self._on(capture, lambda: guard.hear(lambda now_us: capture.read_batch(_AT_ONCE, now_us)))
         self._on(permits, lambda: self._logged(permits, guard.recorder.permitted))
         self._on(denials, lambda: self._denied(denials))
-        self._on(ruleset, lambda: guard.ruleset_changed() if ruleset.read() else None)
-        self._on(routes, lambda: guard.routes_changed() if routes.read() else None)
+        self._on(ruleset, lambda: self._heard("the ruleset", ruleset, guard.ruleset_changed))
+        self._on(routes, lambda: self._heard("the routes", routes, guard.routes_changed))
         self._on(settings, lambda: self._clock_set(settings))
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, lambda: self._safely(self._reload))
@@ -205,6 +205,14 @@ class Daemon:
         enter(batch.messages, batch.lost)
         return bool(batch.messages)
 
+    def _heard(self, of: str, watch: RulesetWatch | RouteWatch, act: Callable[[], None]) -> None:
+        """What cannot be read was perhaps a change."""
+        try:
+            if watch.read():
+                act()
+        except Exception as error:
+            self._guard.doubt(of, error)
+
     def _clock_set(self, settings: clock.ClockWatch) -> None:
         settings.drain()
         self._guard.look_around()
@@ -228,21 +236,35 @@ class Daemon:
         self._after()
 
     def _after(self) -> None:
-        """Sets the one timer to what is due next; loads tags that are missing, and counts."""
+        """Sets the one timer to what is due next; loads tags that are missing, and counts.
+
+        Whatever goes wrong, the timer is set: without it nothing would be tried again.
+        """
+        try:
+            wake_s = self._guard.next_wake_s()
+            self._begin_what_is_due()
+        except Exception:
+            traceback.print_exc()
+            wake_s = clock.monotonic_s() + _PAUSE_S
+        if self._timer is not None:
+            self._timer.cancel()
+        delay_s = max(0.0, max(wake_s, self._pause_until_s) - clock.monotonic_s())
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(delay_s, self._safely, self._guard.tick)
+
+    def _begin_what_is_due(self) -> None:
         if self._guard.needs_tags() and (self._loading is None or self._loading.done()):
             self._loading = asyncio.create_task(self._load_tags())
         if self._guard.counts.is_due(clock.monotonic_s()):
             self._counting = asyncio.create_task(self._count_denials(self._guard.counts.begin()))
-        if self._timer is not None:
-            self._timer.cancel()
-        loop = asyncio.get_running_loop()
-        wake_s = max(self._guard.next_wake_s(), self._pause_until_s)
-        delay_s = max(0.0, wake_s - clock.monotonic_s())
-        self._timer = loop.call_later(delay_s, self._safely, self._guard.tick)
 
     async def _load_tags(self) -> None:
-        for _ in self._guard.load_tags():
-            await asyncio.sleep(0)
+        try:
+            for _ in self._guard.load_tags():
+                await asyncio.sleep(0)
+        except Exception as error:
+            self._guard.doubt("the tags", error)
+            self._after()
 
     def _answer(self, reply: Reply, sender: Sender, request_nonce: bytes, to: Datagram) -> None:
         nonce = secrets.token_bytes(NONCE_SIZE)

@@ -85,6 +85,10 @@ class Ends:
         self._tracker = tracker
         self._hear_beginnings = hear_beginnings
 
+    def hear_beginnings(self) -> None:
+        """Enters the permits that wait to be read."""
+        self._hear_beginnings()
+
     def expect(self, permitted: Permitted, now_us: int) -> list[Record]:
         """Waits for the end of a connection; the end of one that cannot wait beside it any more.
 
@@ -115,7 +119,7 @@ class Ends:
             return []
         told = self._tracker.read(READ_AT_ONCE)
         self.has_more = told.has_more
-        self._hear_beginnings()
+        self.hear_beginnings()
         records = self._note_overruns(told.overruns, now_us) if told.overruns else []
         ours = [message for message in told.messages if key_in(message) in self.live]
         for entry in ended_in(ours):

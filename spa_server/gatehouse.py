@@ -10,6 +10,8 @@ deletes both before the table, so that no message between the programs is needed
 from ipaddress import ip_network
 
 from keys.tomlfile import FileProblem
+from spa_protocol.access import Access
+from spa_protocol.layout import Address
 from spa_server.config import Config, Mode, reread
 from spa_server.firewall import accounting
 from spa_server.firewall.gate import observed_in
@@ -98,6 +100,15 @@ class Gatehouse:
         """Whether a session may be cut when its hole ends: where the gate observes, it may not."""
         return hole.access not in self.observed
 
+    def needs_no_hole(self, source: Address, access: Access) -> bool:
+        """Whether the gate in force lets a source in without one; also where nobody can tell."""
+        if self._plan is None or self.held is not None:
+            return True
+        openings = self._plan.always_open
+        return access in self._plan.observed or any(
+            source in opening.network and access in opening.access for opening in openings
+        )
+
     def reread(self, policy: Policy) -> None:
         """Takes `mode` and `observe` from server.toml anew, to be applied with a policy.
 
@@ -138,8 +149,11 @@ class Gatehouse:
         self.config.gate_wanted.touch()
         self.config.gate_pending.unlink(missing_ok=True)
 
-    def remove(self) -> None:
-        """Takes the gate away, and the will to have it. Raises FirewallError."""
+    def remove(self, *, by_force: bool = False) -> None:
+        """Takes the gate away, and the will to have it; `by_force` from a daemon that hangs too.
+
+        Raises FirewallError.
+        """
         self.config.gate_wanted.unlink(missing_ok=True)
         self.config.gate_pending.unlink(missing_ok=True)
-        self._gate.remove()
+        self._gate.remove(by_force=by_force)

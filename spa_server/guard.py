@@ -6,7 +6,7 @@ reads the clock once, acts and returns; what failed for a while is tried again a
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Final
 
@@ -44,6 +44,7 @@ from spa_server.gatehouse import Gatehouse
 from spa_server.grants import Grant
 from spa_server.hole import Hole
 from spa_server.holekeeper import HoleKeeper
+from spa_server.intruders import Intruders
 from spa_server.joining import admit_key
 from spa_server.meter import Meter
 from spa_server.netlink import NetlinkError
@@ -105,8 +106,8 @@ class Guard:
         self.admission = Admission()
         self.directory = Directory(self.registry, server_key, self.admission)
         self.gate = Gate()
-        self._faults = FirewallFaults(self.ledger)
-        self.tags = TagKeeper(self.admission, self.gate, self._faults.tolerate)
+        self.faults = FirewallFaults(self.ledger)
+        self.tags = TagKeeper(self.admission, self.gate, self.faults.tolerate)
         self.gatehouse = Gatehouse(config, self.gate)
         self.drift = DriftWatch(self.gatehouse)
         self.keeper = HoleKeeper(self.gate, self.ledger, self._sever, clock.monotonic_s)
@@ -116,9 +117,11 @@ class Guard:
             self.keeper,
             self.tags,
             ledger=self.ledger,
-            faults=self._faults,
+            faults=self.faults,
         )
         self.connections = ConnectionLog(self.keeper.book.holders)
+        self._intruders = Intruders(self.gatehouse, self.connections, self.keeper.book.holders)
+        self._lost_when_learnt = 0
         self.recorder = ConnectionRecorder(self.connections, self.ledger, connection)
         self.reception = Reception(
             admission=self.admission,
@@ -190,9 +193,11 @@ class Guard:
         if self.rulebook.problem is not None:
             self._note_refused(self.rulebook.problem, now_us)
         self.keeper.expire(now_us)
-        was_loaded = self.gate.is_loaded()
-        why = None if was_loaded else "it was not loaded at the start"
+        why: str | None = "nobody could tell whether it was loaded at the start"
+        with self.faults.tolerate("the gate"):
+            why = None if self.gate.is_loaded() else "it was not loaded at the start"
         self.enforcement.restore(self.policy, now_us, why)
+        self._learn_sessions()
         self._end_disallowed(now_us)
         self.upkeep.start(now_us)
 
@@ -265,10 +270,11 @@ class Guard:
         now_us = clock.now_us()
         detail = {"by_s": round(by_us / 1_000_000, 3)}
         self.ledger.note([Record(Event.CLOCK_SET, now_us, detail=detail)], now_us)
-        self.tags.withdraw_all()
-        self.directory.take_back(now_us)
-        for _ in self.load_tags():
-            pass
+        with self.faults.tolerate("the tags"):
+            self.tags.withdraw_all()
+            self.directory.take_back(now_us)
+            for _ in self.load_tags():
+                pass
 
     def _refresh_directory(self, now_us: int) -> None:
         refreshed = self.directory.refresh(now_us)
@@ -333,16 +339,18 @@ class Guard:
         """The trial is over and nobody confirmed it: what was before it is in force again.
 
         Where this daemon began during the trial, that is the gate alone; knocks are judged by the
-        policy as it is until it is reloaded.
+        policy as it is until it is reloaded. Whatever goes wrong, the gate is then in doubt.
         """
-        before, begun = self._before_trial, trial.waiting(self.config)
-        self.gatehouse.take_back()
-        self.confirm()
-        if before is not None:
-            self._put_in_force(before, _NOT_CONFIRMED)
-        elif begun is not None and begun.before is not None:
-            self.gatehouse.held = begun.before
-            self.enforcement.restore(self.policy, clock.now_us(), _NOT_CONFIRMED)
+        with self.faults.tolerate("the gate"):
+            before, begun = self._before_trial, trial.waiting(self.config)
+            self.gatehouse.take_back()
+            self.confirm()
+            if before is not None:
+                self._put_in_force(before, _NOT_CONFIRMED)
+            elif begun is not None and begun.before is not None:
+                self.gatehouse.held = begun.before
+                self.enforcement.restore(self.policy, clock.now_us(), _NOT_CONFIRMED)
+                self._learn_sessions()
 
     def _put_in_force(self, policy: Policy, why: str | None, *, gate_too: bool = False) -> None:
         now_us = clock.now_us()
@@ -351,25 +359,66 @@ class Guard:
         self.gatehouse.held = None
         loaded = Record(Event.POLICY_LOADED, now_us, reason=why, detail={"digest": policy.digest})
         self.ledger.note([loaded], now_us)
-        if gate_too or self.gatehouse.is_wanted:
-            self.enforcement.apply(policy, now_us)
+        with self.faults.tolerate("the gate"):
+            if gate_too or self.gatehouse.is_wanted:
+                self.enforcement.apply(policy, now_us)
+                self._learn_sessions()
         self._end_disallowed(now_us)
 
     def ruleset_changed(self) -> None:
-        """Somebody touched our table, or flushed the ruleset: the gate, holes and tags go back."""
+        """Somebody touched our table, or flushed the ruleset: the gate, holes and tags go back.
+
+        And what came in meanwhile goes.
+        """
         now_us = clock.now_us()
-        if self.gatehouse.is_wanted:
-            self.enforcement.restore(self.policy, now_us, "somebody changed the ruleset")
-            return
-        self.confirm()
-        self.enforcement.removed(now_us)
+        with self.faults.tolerate("the gate"):
+            if self.gatehouse.is_wanted:
+                self.enforcement.restore(self.policy, now_us, "somebody changed the ruleset")
+                self._expel_intruders()
+                return
+            self.confirm()
+            self.enforcement.removed(now_us)
 
     def routes_changed(self) -> None:
         """The outer interfaces, and this host's addresses, may be others now."""
         self._local.clear()
         self._sources.clear()
-        if self.gatehouse.is_wanted and self.gatehouse.is_out_of_date(self.policy):
-            self.enforcement.restore(self.policy, clock.now_us(), None)
+        with self.faults.tolerate("the gate"):
+            if self.gatehouse.is_wanted and self.gatehouse.is_out_of_date(self.policy):
+                self.enforcement.restore(self.policy, clock.now_us(), None)
+
+    def doubt(self, what: str, error: Exception) -> None:
+        """Something about the gate went wrong elsewhere: who knows what was not heard or done?"""
+        with self.faults.tolerate(what):
+            raise error
+
+    def _expel_intruders(self) -> None:
+        """What nobody was let in for, while the gate was away. First what was let in is heard."""
+        if self.enforcement.gate_in_doubt:
+            return  # it may be away still: `recover` comes back to this
+        now_us = clock.now_us()
+        with self._tolerating_sessions(now_us):
+            self.connections.ends.hear_beginnings()
+            self.ledger.note(self._intruders.expel(now_us), now_us)
+
+    def _learn_sessions(self) -> None:
+        """While the gate stands, whatever is open is known, or is heard of as it is let in."""
+        self._lost_when_learnt = self._not_heard_of()
+        if not self.enforcement.gate_in_doubt:
+            with self._tolerating_sessions(clock.now_us()):
+                self._intruders.learn()
+
+    def _not_heard_of(self) -> int:
+        """How many messages of the kernel's were lost, and connections not remembered."""
+        return self.recorder.lost + self.connections.live.refused
+
+    @contextmanager
+    def _tolerating_sessions(self, now_us: int) -> Iterator[None]:
+        try:
+            yield
+        except sessions.SessionsError as error:
+            record = Record(Event.CONNECTION_SEVERED, now_us, reason=f"failed: {error}")
+            self.ledger.note([record], now_us)
 
     # Drift
 
@@ -378,7 +427,10 @@ class Guard:
         return self.drift.look(self.policy)
 
     def drifted(self, drift: Drift) -> None:
-        """Records what a look has found."""
+        """Records what a look has found. A gate that is away without a word is put back."""
+        with self.faults.tolerate("the gate"):
+            if self.gatehouse.is_wanted and not self.gate.is_loaded():
+                self.faults.note("the gate: it was away, and nobody told")
         now_us = clock.now_us()
         records = self.drift.changed(drift, self.policy, now_us)
         if records:
@@ -432,10 +484,19 @@ class Guard:
         return min(wakes_s)
 
     def tick(self) -> None:
-        """Does what is due."""
-        self.look_around()
+        """Does what is due. What goes wrong with one thing keeps nothing else from being done."""
         now_us = clock.now_us()
-        self.keeper.expire(now_us)
+        with ExitStack() as last_to_first:
+            if self.lookout is not None:
+                last_to_first.callback(self.lookout.tend, now_us)
+            last_to_first.callback(self.upkeep.tend, now_us)
+            last_to_first.callback(self.recorder.tend, now_us)
+            last_to_first.callback(self._note_what_is_due, now_us)
+            last_to_first.callback(self.keeper.expire, now_us)
+            last_to_first.callback(self._recover, now_us)
+            last_to_first.callback(self.look_around)
+
+    def _note_what_is_due(self, now_us: int) -> None:
         expiry_us = self.directory.next_expiry_us()
         if expiry_us is not None and expiry_us <= now_us:
             with self._reading_the_registry():
@@ -444,16 +505,17 @@ class Guard:
             self.ledger.note(losses, now_us)
         if self.reception.refusals.is_due(now_us):
             self.reception.flush_refusals(now_us)
-        self.recorder.tend(now_us)
-        self.upkeep.tend(now_us)
-        self._recover(now_us)
-        if self.lookout is not None:
-            self.lookout.tend(now_us)
 
     def _recover(self, now_us: int) -> None:
         """What failed is tried again, until the fault is gone."""
         self._try_again_at_s = clock.monotonic_s() + _RETRY_S
+        was_in_doubt = self.enforcement.gate_in_doubt
         self.enforcement.recover(self.policy, now_us)
+        if was_in_doubt and not self.enforcement.gate_in_doubt:
+            self._expel_intruders()
+            self._end_disallowed(now_us)
+        if self._not_heard_of() != self._lost_when_learnt:
+            self._learn_sessions()
         if self.ledger.is_behind:
             self.ledger.note([], now_us)
 
@@ -497,20 +559,17 @@ class Guard:
 
     def _sever(self, holes: Sequence[Hole]) -> int:
         """Where it fails, the kernel's rule still stops the packets of these sessions."""
-        try:
+        with self._tolerating_sessions(clock.now_us()):
             return sessions.sever([hole for hole in holes if self.gatehouse.cuts(hole)])
-        except sessions.SessionsError as error:
-            now_us = clock.now_us()
-            record = Record(Event.CONNECTION_SEVERED, now_us, reason=f"failed: {error}")
-            self.ledger.note([record], now_us)
-            return 0
+        return 0
 
     def _end_disallowed(self, now_us: int) -> None:
         """Ends what the registry and the policy, as they are now, would not grant."""
         book, owner_of = self.keeper.book, self.directory.owner
-        for why, grants in disallowed(book, owner_of, self.reception.terms, now_us).items():
-            with self._faults.tolerate("the holes"):
-                self.keeper.end(grants, why, now_us)
+        with self.faults.tolerate("the holes"):
+            for why, grants in disallowed(book, owner_of, self.reception.terms, now_us).items():
+                with self.faults.tolerate("the holes"):
+                    self.keeper.end(grants, why, now_us)
 
 
 def _is_step(offset_us: int, later_offset_us: int) -> bool:

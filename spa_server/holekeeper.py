@@ -12,7 +12,6 @@ from spa_server.audit import wording
 from spa_server.audit.ledger import Ledger
 from spa_server.audit.record import Event, Record
 from spa_server.firewall.elements import HoleLease, LiveHole
-from spa_server.firewall.kernel import FirewallError
 from spa_server.grants import Grant, GrantBook
 from spa_server.hole import Hole
 from spa_server.policy.model import Sessions
@@ -61,7 +60,7 @@ class HoleKeeper:
         try:
             new = frozenset() if self.in_doubt else change.new
             self._gate.open(self._leases(change.open_until_s, new))
-        except FirewallError:
+        except Exception:  # whatever it was: who knows what the kernel holds now
             self.book.end(grants)
             self.in_doubt = True
             raise
@@ -83,7 +82,7 @@ class HoleKeeper:
         try:
             self._gate.open(self._leases(change.open_until_s))
             self._gate.close(change.close)
-        except FirewallError as error:
+        except Exception as error:
             self.in_doubt = True
             records = [wording.granted(Event.HOLE_FAILED, g, now_us, str(error)) for g in grants]
             self._ledger.note(records, now_us, ended)

@@ -12,6 +12,7 @@ from spa_server.activity import activity
 from spa_server.alignment.standing import config_is_current
 from spa_server.config import Mode
 from spa_server.control import Handler
+from spa_server.firewall.backstop import Standing
 from spa_server.firewall.elements import LiveHole
 from spa_server.firewall.plan import Observed
 from spa_server.grants import Grant
@@ -59,6 +60,7 @@ def _status(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
         "capture": guard.config.capture,
         "config_is_current": config_is_current(guard.gatehouse.config),
         "gate": "loaded" if is_loaded else "not loaded",
+        **_doubts(guard),
         **_mode(guard.gatehouse.observed),
         "keys_heard": len(guard.admission),
         "grants": len(guard.keeper.book),
@@ -73,6 +75,21 @@ def _status(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
         "lost": guard.recorder.lost,
         "record": "behind" if guard.ledger.is_behind else "written",
         "record_trouble": guard.ledger.trouble,
+    }
+
+
+def _doubts(guard: Guard) -> dict[str, Any]:
+    """Since when the gate is in doubt, and why; and what stands behind it."""
+    faults, backstop = guard.faults, guard.gate.backstop
+    standing = backstop.standing
+    if standing is Standing.HELD and not backstop.is_own:
+        standing = Standing.TAKEN
+    return {
+        "gate_in_doubt_since": rfc3339(faults.since_us) if faults.since_us is not None else None,
+        "gate_in_doubt": faults.why,
+        "backstop": standing.value,
+        "backstop_absence": backstop.absence or None,
+        "backstop_trouble": backstop.trouble,
     }
 
 

@@ -24,7 +24,7 @@ from typing import Final
 
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, nfct_msg
 
-from spa_protocol.access import Protocol
+from spa_protocol.access import Access, Protocol
 from spa_protocol.layout import Address, unmapped
 from spa_server.hole import Hole
 from spa_server.netlink import (
@@ -83,7 +83,7 @@ class SessionsError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Session:
+class Session:
     """A socket of this host. `identity` is its inet_diag_sockid, 48 bytes, cookie included."""
 
     protocol: Protocol
@@ -93,6 +93,11 @@ class _Session:
     local_port: int
     remote: Address
     remote_port: int
+
+    @property
+    def access(self) -> Access:
+        """What a knock for it would ask for, where this host serves."""
+        return Access(self.protocol, self.local_port, self.local_port)
 
 
 def sever(holes: Iterable[Hole]) -> int:
@@ -132,20 +137,44 @@ def adopt_established() -> int:
     Raises SessionsError; what was adopted by then stays.
     """
     with _netlink(NETLINK_SOCK_DIAG) as diag:
-        sessions = [s for p in _TIMEOUT_S for s in _sessions(diag, p, _OPEN)]
-        waiting = [s for p in _TIMEOUT_S for s in _sessions(diag, p, _WAITING)]
-    served = {(waiter.protocol, waiter.local_port) for waiter in waiting}
+        opened = _from_elsewhere(diag, _OPEN)
+        waited_at = _waited_at(diag)
     with _netlink(NETLINK_NETFILTER) as conntrack:
         return sum(
-            _create(conntrack, session, served=(session.protocol, session.local_port) in served)
-            for session in sessions
-            if not (session.local.is_loopback or session.remote.is_loopback)
+            _create(conntrack, session, served=(session.protocol, session.local_port) in waited_at)
+            for session in opened
         )
 
 
-def _sessions(
-    diag: NetlinkSocket, protocol: Protocol, states: int, port: int = 0
-) -> list[_Session]:
+def served() -> list[Session]:
+    """Every session, not over loopback, at a port where somebody waits: the peer began it.
+
+    TCP ones from their first handshake on, and connected UDP sockets. Raises SessionsError.
+    """
+    with _netlink(NETLINK_SOCK_DIAG) as diag:
+        opened = _from_elsewhere(diag, _DESTROYABLE)
+        waited_at = _waited_at(diag)
+    return [each for each in opened if (each.protocol, each.local_port) in waited_at]
+
+
+def destroy(unwanted: Iterable[Session]) -> list[Session]:
+    """Destroys them as `sever` does; those that were still there. Raises SessionsError."""
+    with _netlink(NETLINK_SOCK_DIAG) as diag:
+        return [session for session in unwanted if _destroy(diag, session)]
+
+
+def _from_elsewhere(diag: NetlinkSocket, states: int) -> list[Session]:
+    found = [session for protocol in _TIMEOUT_S for session in _sessions(diag, protocol, states)]
+    return [s for s in found if not (s.local.is_loopback or s.remote.is_loopback)]
+
+
+def _waited_at(diag: NetlinkSocket) -> set[tuple[Protocol, int]]:
+    """Where a socket waits for whoever comes."""
+    waiting = [each for protocol in _TIMEOUT_S for each in _sessions(diag, protocol, _WAITING)]
+    return {(waiter.protocol, waiter.local_port) for waiter in waiting}
+
+
+def _sessions(diag: NetlinkSocket, protocol: Protocol, states: int, port: int = 0) -> list[Session]:
     """The sockets in these states, those of one local port or of all."""
     identity = _IDENTITY.pack(port, 0, bytes(16), bytes(16))
     found = []
@@ -159,7 +188,7 @@ def _sessions(
     return found
 
 
-def _session(protocol: Protocol, answer: Message) -> _Session:
+def _session(protocol: Protocol, answer: Message) -> Session:
     """From an inet_diag_msg. A socket that speaks IPv4 over IPv6 has IPv4 addresses here."""
     family, identity = _DIAG_ANSWER.unpack_from(answer.payload)
     local_port, remote_port, local, remote = _IDENTITY.unpack(identity)
@@ -167,10 +196,10 @@ def _session(protocol: Protocol, answer: Message) -> _Session:
         ends: tuple[Address, Address] = IPv4Address(local[:4]), IPv4Address(remote[:4])
     else:
         ends = unmapped(IPv6Address(local)), unmapped(IPv6Address(remote))
-    return _Session(protocol, family, identity, ends[0], local_port, ends[1], remote_port)
+    return Session(protocol, family, identity, ends[0], local_port, ends[1], remote_port)
 
 
-def _destroy(diag: NetlinkSocket, session: _Session) -> bool:
+def _destroy(diag: NetlinkSocket, session: Session) -> bool:
     """Whether the socket was there to be destroyed."""
     request = _DIAG_REQUEST.pack(session.family, session.protocol, 0, session.identity)
     number = diag.request(_SOCK_DESTROY, 0, request)
@@ -183,7 +212,7 @@ def _destroy(diag: NetlinkSocket, session: _Session) -> bool:
     return True
 
 
-def _create(conntrack: NetlinkSocket, session: _Session, *, served: bool) -> bool:
+def _create(conntrack: NetlinkSocket, session: Session, *, served: bool) -> bool:
     """Whether conntrack did not know the session and now does."""
     ours = NFCTAttrTuple(
         family=socket.AF_INET if session.local.version == 4 else socket.AF_INET6,

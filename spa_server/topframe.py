@@ -61,6 +61,7 @@ def _shares(wanted: Sequence[int], room: int) -> list[int]:
 def _head(status: dict[str, Any], activity: dict[str, Any]) -> list[Line]:
     up_s = (activity["now_us"] - activity["started_us"]) / 1_000_000
     is_well = status["gate"] == "loaded" and status["record"] == "written"
+    is_well = is_well and status.get("gate_in_doubt") is None
     how = [
         f"gate {status['gate']}",
         f"mode {status['mode']}",

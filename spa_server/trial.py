@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -18,8 +19,10 @@ from typing import Final
 from keys.trouble import Trouble
 from spa_server import control
 from spa_server.config import Config, load_config
+from spa_server.firewall.backstop import BackstopHeld
 from spa_server.firewall.kernel import Gate
 from spa_server.gatehouse import Gatehouse
+from spa_server.netlink import NetlinkError
 
 _ENDS: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
@@ -79,12 +82,15 @@ def take_back(config: Config, gate: Gate, token: str) -> bool:
     if trial is None or trial.token != token:
         return False
     if trial.before is None and not trial.was_wanted:
-        Gatehouse(config, gate).remove()
+        Gatehouse(config, gate).remove(by_force=True)
         return True
     try:
         control.ask(config.control, {"do": "take-back"})
     except Trouble:
         if trial.before is not None:
+            # A daemon that hangs would hold on to it, and behind an older gate it lets nobody in.
+            with suppress(BackstopHeld, NetlinkError):
+                gate.backstop.remove(by_force=True)
             gate.restore(trial.before)
     config.gate_pending.unlink(missing_ok=True)
     return True

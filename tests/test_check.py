@@ -16,12 +16,14 @@ from spa_server.alignment.standing import (
     PolicyTexts,
     check_cut,
     check_daemon,
+    check_doubts,
     check_files,
     check_gate,
     config_is_current,
 )
 from spa_server.alignment.survey import own_ports
 from spa_server.config import Config, load_config
+from spa_server.firewall.plan import Observed
 from tests.test_policy import policy
 from tests.world import NOW_US, SECOND
 
@@ -196,6 +198,22 @@ def test_a_gate_without_a_daemon_lets_nobody_in() -> None:
     assert (finding.name, finding.severity) == ("daemon-not-running", Severity.ERROR)
     assert list(check_daemon(Daemon(is_running=False), is_loaded=False)) == []
     assert list(check_daemon(Daemon(is_running=True), is_loaded=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("daemon", "observed", "names"),
+    [
+        (Daemon(True), Observed(), []),
+        (Daemon(True, doubt="the gate: nft: not today"), Observed(), ["gate-in-doubt"]),
+        (Daemon(True, backstop_trouble="not permitted"), Observed(), ["backstop-failed"]),
+        (Daemon(True, no_backstop="this kernel knows none"), Observed(), ["no-backstop"]),
+        (Daemon(True, no_backstop="the gate observes"), Observed(everything=True), []),
+    ],
+)
+def test_what_the_daemon_could_not_do(daemon: Daemon, observed: Observed, names: list[str]) -> None:
+    found = list(check_doubts(daemon, observed))
+    assert [finding.name for finding in found] == names
+    assert all(finding.advice and finding.what and finding.subject for finding in found)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +240,38 @@ def test_the_registry_s_tool_speaks_the_same(path: Path) -> None:
         poked = poke(path)
     assert poked.is_running
     assert poked.problem == "ask one of: echo, fail"
+
+
+def test_of_one_user_so_many_are_answered_at_once_and_the_next_is_told(tmp_path: Path) -> None:
+    """A member of the group who keeps connections open takes a bounded number of descriptors."""
+    path = tmp_path / "control.sock"
+    with serving(path), ExitStack() as held:
+        waiting = [held.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(16)]
+        for each in waiting:
+            each.connect(str(path))
+            each.send(b'{"do"')
+        wait_for_refusal(path)
+        waiting.pop().close()
+        answered = {}
+        deadline = time.monotonic() + 5
+        while not answered and time.monotonic() < deadline:
+            with suppress(Trouble):
+                answered = ask(path, {"do": "echo"})
+        assert answered == {"heard": {"do": "echo"}}
+
+
+def wait_for_refusal(path: Path) -> None:
+    """The server may not have accepted all of them yet."""
+    deadline = time.monotonic() + 5
+    while (told := refusal(path)) == "":
+        assert time.monotonic() < deadline, "everybody is answered"
+    assert "too many ask at once" in told
+
+
+def refusal(path: Path) -> str:
+    """Why a request is refused; nothing where it is answered."""
+    try:
+        ask(path, {"do": "echo"})
+    except Trouble as trouble:
+        return str(trouble)
+    return ""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from spa_protocol.access import Access, Protocol
 from spa_protocol.carrier import Carrier
-from spa_server.firewall.gate import observed_in, render, render_removal
+from spa_server.firewall.gate import JUDGED_PRIORITY, observed_in, render, render_removal
 from spa_server.firewall.plan import (
     AlwaysOpen,
     BadPlan,
@@ -66,6 +66,8 @@ def test_sets_keep_what_they_hold() -> None:
 
 
 SSH = Access(Protocol.TCP, 22, 22)
+MARK = "meta priority set 5350:0"
+NO_MARK = "meta priority set none"
 WEB = Access(Protocol.TCP, 80, 89)
 
 
@@ -99,7 +101,18 @@ def test_which_packets_are_judged(
     gate = rules_of(script, "gate")
     assert gate[gate.index("jump session") + 1 :] == judged
     cut = rules_of(script, "cut")
-    assert cut[: cut.index("jump always_open")] == left_alone
+    assert cut[: cut.index("jump always_open")] == [*left_alone, MARK]
+
+
+def test_what_is_let_in_bears_the_mark_that_the_backstop_asks_for() -> None:
+    """Whatever a chain behind `judge` accepts does, and nothing that `deny` is to deny."""
+    script = render(GatePlan(cut=(SSH,)))
+    assert f"meta priority set {JUDGED_PRIORITY >> 16:x}:{JUDGED_PRIORITY & 0xFFFF:x}" == MARK
+    judge, cut = rules_of(script, "judge"), rules_of(script, "cut")
+    assert (judge[0], judge[-2:]) == (MARK, [NO_MARK, "goto deny"])
+    opened = cut.index("jump always_open")
+    assert cut[opened - 1 : opened + 2] == [MARK, "jump always_open", NO_MARK]
+    assert script.count(MARK) == script.count(NO_MARK) == 2
 
 
 def test_cut_ports_come_before_what_conntrack_says() -> None:
@@ -114,7 +127,7 @@ def test_cut_ports_come_before_what_conntrack_says() -> None:
 
 def test_where_everything_is_observed_nothing_is_denied_or_cut() -> None:
     script = render(GatePlan(cut=(SSH,), observed=Observed(everything=True)))
-    assert rules_of(script, "judge")[-2:] == ["goto observe", "goto deny"]
+    assert rules_of(script, "judge")[-3:] == ["goto observe", NO_MARK, "goto deny"]
     assert "jump cut" not in script
     assert not any("drop" in rule for rule in rules_of(script, "observe"))
 
@@ -123,9 +136,10 @@ def test_what_is_observed_is_judged_first_and_is_not_cut() -> None:
     observed = Observed(accesses=(WEB, Access(Protocol.UDP, 53, 53), Access(Protocol.TCP, 90, 92)))
     script = render(GatePlan(cut=(SSH, Access(Protocol.TCP, 88, 99)), observed=observed))
     judge = rules_of(script, "judge")
-    assert judge[judge.index("jump known") + 1 :][-3:] == [
+    assert judge[judge.index("jump known") + 1 :][-4:] == [
         "tcp dport { 80-92 } goto observe",
         "udp dport { 53 } goto observe",
+        NO_MARK,
         "goto deny",
     ]
     assert [rule for rule in rules_of(script, "gate") if "cut" in rule] == [

@@ -17,9 +17,11 @@ from typing import Final
 
 from spa_server.alignment.finding import Finding
 from spa_server.alignment.ruleset import BaseChain, Rule, Ruleset, verdicts
+from spa_server.firewall import backstop
 from spa_server.firewall.gate import TABLE
 
 OURS: Final = ("inet", TABLE)
+_BACKSTOP: Final = ("inet", backstop.TABLE)
 _GATE_PRIORITY: Final = -150
 _IP_FAMILIES: Final = frozenset({"ip", "ip6", "inet"})
 _STOPPING: Final = frozenset({"drop", "reject"})
@@ -41,7 +43,7 @@ _ABOUT_ALL: Final = frozenset({"counter", "log", "limit", "drop", "reject", "com
 def check_bypass(ruleset: Ruleset) -> Iterator[Finding]:
     """Every chain and flowtable that is not the gate's."""
     for chain in ruleset.base_chains:
-        if (chain.family, chain.table) == OURS:
+        if (chain.family, chain.table) in {OURS, _BACKSTOP}:
             continue
         if chain.hook == "ingress":
             yield from _at_ingress(chain, ruleset)

@@ -15,10 +15,17 @@ from spa_server.policy.model import Policy
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """Whether a daemon runs, and whether server.toml is as it has read it (None: nobody knows)."""
+    """Whether a daemon runs, and whether server.toml is as it has read it (None: nobody knows).
+
+    `doubt` is what it could not do to the gate, `no_backstop` why there is none by intent,
+    `backstop_trouble` why there is none that should be.
+    """
 
     is_running: bool
     config_is_current: bool | None = None
+    doubt: str | None = None
+    no_backstop: str | None = None
+    backstop_trouble: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +105,33 @@ def check_machine(config: Config) -> Iterator[Finding]:
             "nothing says on which machine server.key was made, so a clone of this one would not "
             "know that it is one",
             "spa-server adopt-key",
+        )
+
+
+def check_doubts(daemon: Daemon, observed: Observed) -> Iterator[Finding]:
+    """What the daemon says that it could not do, and what stands behind the gate."""
+    if daemon.doubt is not None:
+        yield Finding(
+            "gate-in-doubt",
+            "gate",
+            f"the daemon could not do all that the gate needs, and tries again: {daemon.doubt}",
+            "put right what it names; the record has more: spa-server audit --event gate.failed",
+        )
+    if daemon.backstop_trouble is not None:
+        yield Finding(
+            "backstop-failed",
+            "gate",
+            f"the table behind the gate cannot be made: {daemon.backstop_trouble}; "
+            "whoever deletes the gate opens the host until it is put back",
+            "who else has a table inet spa_backstop? nft list table inet spa_backstop",
+        )
+    elif daemon.no_backstop and not observed.everything:
+        yield Finding(
+            "no-backstop",
+            "gate",
+            f"no table stands behind the gate: {daemon.no_backstop}; "
+            "whoever deletes the gate opens the host until it is put back",
+            "a kernel from 6.9 on keeps the host closed even then",
         )
 
 

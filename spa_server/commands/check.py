@@ -101,8 +101,13 @@ def _daemon(config: Config) -> "Daemon":
         status = ask(config, do="status")
     except control.NoDaemon:
         return Daemon(is_running=False)
-    is_current = status.get("config_is_current")
-    return Daemon(is_running=True, config_is_current=is_current)
+    return Daemon(
+        is_running=True,
+        config_is_current=status.get("config_is_current"),
+        doubt=status.get("gate_in_doubt"),
+        no_backstop=status.get("backstop_absence"),
+        backstop_trouble=status.get("backstop_trouble"),
+    )
 
 
 def _as_json(finding: "Finding") -> dict[str, str]:

@@ -23,6 +23,9 @@ TABLE: Final = "spa"
 _ANSWERS: Final = 0x5350  # "SP"
 RAW_ANSWER_PRIORITY: Final = _ANSWERS << 16 | 0xFFFF
 """The priority of an answer by a raw carrier: like those of `answer_priority`, but not by UDP."""
+JUDGED_PRIORITY: Final = _ANSWERS << 16
+"""The priority of a packet that the gate lets in, from there to the backstop (backstop.py), which
+takes it off again. No queue sorts by it: its lower half is 0, as of packets that have none."""
 _TO_THIS_HOST: Final = "{ local, broadcast, multicast, anycast }"
 _CHAIN: Final = re.compile(r"^\s*chain (\w+) \{", re.MULTILINE)
 _OBSERVED: Final = re.compile(
@@ -45,6 +48,7 @@ def render(plan: GatePlan) -> str:
         ours=_rules(_rules_for_ours(plan)),
         not_ours=_rules(_rules_for_not_ours(plan)),
         observed=_rules(_observed_rules(plan.observed)),
+        judged=_class(JUDGED_PRIORITY),
         always_open=_rules([_open_rule(rule) for rule in open_ports(plan.always_open)]),
     )
 

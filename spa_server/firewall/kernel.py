@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Final, Protocol, Self, TypeAlias, TypeVar
 
 from spa_server.firewall import elements, gate, nftables
+from spa_server.firewall.backstop import Backstop, BackstopHeld
 from spa_server.firewall.elements import Denial, Element, HoleLease, Lease, LiveHole, TagLease
 from spa_server.firewall.gate import TABLE
 from spa_server.firewall.nftables import Count, Request
@@ -62,7 +63,8 @@ class AdmissionStopped(FirewallError):
 
 
 class Gate:
-    """The table `inet spa` of the network namespace in which this was made.
+    """The table `inet spa` of the network namespace in which this was made, and what stands behind
+    it in `backstop`.
 
     Any method may raise FirewallError; what it was to change is then as it was, unless it says
     otherwise. `apply`, `remove` and `ruleset` run nft, in the caller's network namespace.
@@ -71,6 +73,7 @@ class Gate:
     def __init__(self) -> None:
         try:
             self._socket = NetlinkSocket(NETLINK_NETFILTER)
+            self.backstop = Backstop(self._socket)
         except NetlinkError as error:
             raise FirewallError(f"no netlink to netfilter: {error.strerror}", error.errno) from None
         self._children: deque[int] = deque(maxlen=_CHILDREN_REMEMBERED)
@@ -95,19 +98,37 @@ class Gate:
         return process in self._children
 
     def apply(self, plan: GatePlan) -> None:
-        """Makes the gate be as planned, in place: tags, holes, flows and counts stay."""
-        self._nft("-f", "-", script=gate.render(plan))
+        """Makes the gate be as planned, in place: tags, holes, flows and counts stay.
 
-    def remove(self) -> None:
-        """Opens every port again. No error where no gate stands."""
+        The backstop after it: what could not be done about that is in `backstop.trouble`.
+        """
+        self._nft("-f", "-", script=gate.render(plan))
+        self.backstop.arm(plan)
+
+    def remove(self, *, by_force: bool = False) -> None:
+        """Opens every port again. No error where no gate stands.
+
+        A daemon that holds the backstop lets it go; `by_force` one that does not is killed.
+        """
         self._nft("-f", "-", script=gate.render_removal())
+        try:
+            self.backstop.remove(by_force=by_force)
+        except NetlinkError as error:
+            raise _refusal("removing the backstop", error) from None
+        except BackstopHeld as held:
+            raise FirewallError(str(held), errno.EPERM) from None
 
     def ruleset(self) -> str:
         """The gate as nft lists it, without the contents of its sets."""
         return self._nft("--terse", "list", "table", "inet", TABLE)
 
     def restore(self, ruleset: str) -> None:
-        """Makes the gate be as `ruleset` once listed it, in place: tags, holes and flows stay."""
+        """Makes the gate be as `ruleset` once listed it, in place: tags, holes and flows stay.
+
+        What stood behind that gate is not known, nor whether it marked what it let in (an older
+        release's did not): so the backstop goes first.
+        """
+        self.backstop.disarm("the gate is as it was before a trial")
         self._nft("-f", "-", script=gate.render_again(ruleset))
 
     def is_loaded(self) -> bool:
