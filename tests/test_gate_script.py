@@ -51,8 +51,8 @@ def test_every_chain_is_flushed_and_filled_and_no_base_chain_is_deleted() -> Non
     flushed = re.findall(r"^flush chain inet spa (\w+)$", script, re.MULTILINE)
     assert declared == flushed
     assert [chain for chain in declared if not rules_of(script, chain)] == [
-        "delivered",
         "answers",
+        "delivered",
         "always_open",
     ]
     verbs = set(re.findall(r"^(\w+)", script, re.MULTILINE))

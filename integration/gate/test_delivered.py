@@ -43,8 +43,9 @@ def rule(request: pytest.FixtureRequest, server: Host, client: Host) -> Iterator
 
 
 @both_families
+@pytest.mark.usefixtures("rule")
 def test_what_is_delivered_here_is_judged_however_it_was_routed(
-    gate: Gate, client: Host, service: Service, family: int, rule: str
+    gate: Gate, client: Host, service: Service, family: int
 ) -> None:
     target = ip_address(ANY[family][0])
     with Log(623) as log:
@@ -64,6 +65,7 @@ def test_a_redirection_that_is_not_judged_is_not_judged_when_it_is_delivered(
     gate: Gate, server: Host, client: Host, service: Service
 ) -> None:
     """A transparent proxy for an inner network: what it takes was to be forwarded."""
+    assert gate.is_loaded()
     elsewhere = ip_address("198.51.100.9")
     redirect = "add table ip proxy\n"
     redirect += "add chain ip proxy each { type nat hook prerouting priority dstnat; }\n"
