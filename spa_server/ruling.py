@@ -17,6 +17,7 @@ from spa_protocol.reason import Code, Reason, Status
 from spa_protocol.reply import Outcome, Reply, clip
 from spa_server.capture.datagram import Datagram
 from spa_server.hole import Hole
+from spa_server.link import link_of, needs_link, on_link
 from spa_server.policy.decide import Decision, Question, decide
 from spa_server.policy.model import Network, Policy
 
@@ -148,12 +149,18 @@ def _holes(request: Knock, source: Address, target: Address, access: Access) -> 
 
 
 def ends(request: Knock | Close, datagram: Datagram) -> tuple[Address, Address]:
-    """The source and target meant: what was declared and signed, else the packet's own."""
-    return request.source or datagram.source, request.target or datagram.target
+    """The source and target meant: what was declared and signed, else the packet's own.
+
+    A link-local address is one on the link by which the packet came.
+    """
+    source, target = request.source or datagram.source, request.target or datagram.target
+    return on_link(source, datagram.interface), on_link(target, datagram.interface)
 
 
 def _is_target(request: Knock, datagram: Datagram, terms: Terms) -> bool:
     declared = request.target
+    if any(needs_link(end) and not link_of(end) for end in ends(request, datagram)):
+        return False
     if declared is None or declared == datagram.target:
         return True
     return not declared.is_loopback and terms.is_target(declared)
