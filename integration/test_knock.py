@@ -351,7 +351,10 @@ def test_a_link_local_address_is_knocked_on_and_answers(scene: Scene, record: Re
         stream.connect((str(target), 22, 0, scope_id))
         assert lives(stream)
     assert is_silent(scene.client, scene.server.v6, 22)
-    record.line("connection.permitted", identity="alice", source=source, target=target, rule=OPS)
+    with scene.server.inside():
+        on_link = f"%{socket.if_nametoindex('lan')}"
+    ends = {"source": f"{source}{on_link}", "target": f"{target}{on_link}"}
+    record.line("connection.permitted", identity="alice", rule=OPS, **ends)
 
 
 def link_local(host: Host) -> IPv6Address:

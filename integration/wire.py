@@ -354,9 +354,9 @@ class KernelHole(NamedTuple):
 def holes_in_kernel(host: Host) -> dict[KernelHole, float]:
     """Every hole that is open, and for how many seconds more, as nft itself tells it."""
     found = {}
-    for name in ("holes4", "holes6", "once4", "once6"):
+    for name in ("holes4", "holes6", "once4", "once6", "link_holes6", "link_once6"):
         for element in _elements(host, name):
-            source, target, protocol, port = element["val"]["concat"]
+            source, target, protocol, port, *_ = element["val"]["concat"]
             hole = KernelHole(ip_address(source), ip_address(target), protocol, port)
             found[hole] = float(element["expires"])
     return found

@@ -68,7 +68,7 @@ class ConnectionLog:
     def permitted(self, packets: Sequence[NflogPacket], now_us: int) -> list[Record]:
         """Records of connections let through, or severed."""
         refused_before = self.live.refused
-        flows = [(parse_flow(logged.packet), logged.prefix) for logged in packets]
+        flows = [(parse_flow(logged.packet, logged.interface), logged.prefix) for logged in packets]
         records = [
             record
             for flow, prefix in flows

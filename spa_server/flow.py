@@ -7,6 +7,7 @@ from typing import Final
 
 from spa_protocol.access import Protocol
 from spa_protocol.layout import Address
+from spa_server.link import on_link
 
 _IPV4 = struct.Struct(">B8xB2x4s4s")
 _IPV6 = struct.Struct(">6xBx16s16s")
@@ -36,8 +37,11 @@ def access_text(protocol: int, port: int) -> str:
     return f"{label}/{port}"
 
 
-def parse_flow(packet: bytes) -> Flow | None:
-    """The flow that a packet belongs to, from its first bytes: the log cuts a packet short."""
+def parse_flow(packet: bytes, interface: int = 0) -> Flow | None:
+    """The flow that a packet belongs to, from its first bytes: the log cuts a packet short.
+
+    Its link-local addresses are those on the link by which it came, where that is given.
+    """
     try:
         if packet[0] >> 4 == 4:
             first, protocol, source, target = _IPV4.unpack_from(packet)
@@ -49,5 +53,7 @@ def parse_flow(packet: bytes) -> Flow | None:
         source_port, port = _PORTS.unpack_from(packet, ports_at)
     except (IndexError, struct.error):
         return None
-    known = protocol in set(Protocol) or protocol in _OTHERS
-    return Flow(ends[0], source_port, ends[1], protocol, port) if known else None
+    if protocol not in set(Protocol) and protocol not in _OTHERS:
+        return None
+    source, target = (on_link(end, interface) for end in ends)
+    return Flow(source, source_port, target, protocol, port)

@@ -7,6 +7,7 @@ from typing import Final
 from spa_protocol.layout import Address
 from spa_server.attribution import Permitted
 from spa_server.ctentry import key_of
+from spa_server.link import off_link
 
 MAX_REMEMBERED: Final = 65_536
 
@@ -40,8 +41,11 @@ class LiveConnections:
         return tuple(self._by_key.get(key, ()))
 
     def from_source(self, source: Address, port: int) -> list[tuple[bytes, Permitted]]:
-        """The latest connection of each flow from an address and port, with its key."""
-        keys = self._by_source.get((source, port), ())
+        """The latest connection of each flow from an address and port, with its key.
+
+        A link-local address is looked for on every link.
+        """
+        keys = self._by_source.get((off_link(source), port), ())
         return [(key, self._by_key[key][-1]) for key in keys]
 
     def add(self, permitted: Permitted) -> bytes | None:
@@ -54,7 +58,7 @@ class LiveConnections:
         of_flow = self._by_key.get(key)
         if of_flow is None:
             self._by_key[key] = [permitted]
-            self._by_source.setdefault((flow.source, flow.source_port), []).append(key)
+            self._by_source.setdefault((off_link(flow.source), flow.source_port), []).append(key)
         else:
             insort(of_flow, permitted, key=lambda each: each.at_us)
         self._count += 1
@@ -84,7 +88,7 @@ class LiveConnections:
         return True
 
     def _forget_source(self, key: bytes, permitted: Permitted) -> None:
-        source = (permitted.flow.source, permitted.flow.source_port)
+        source = (off_link(permitted.flow.source), permitted.flow.source_port)
         keys = self._by_source[source]
         keys.remove(key)
         if not keys:

@@ -27,6 +27,7 @@ from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, nfct_msg
 from spa_protocol.access import Access, Protocol
 from spa_protocol.layout import Address, unmapped
 from spa_server.hole import Hole
+from spa_server.link import on_link
 from spa_server.netlink import (
     HEADER_SIZE,
     NETLINK_NETFILTER,
@@ -76,6 +77,7 @@ _TIMEOUT_S: Final = {Protocol.TCP: 432_000, Protocol.UDP: 120}  # the kernel's o
 _DIAG_REQUEST = struct.Struct("=BBxxI48s")
 _DIAG_ANSWER = struct.Struct("=Bxxx48s")
 _IDENTITY = struct.Struct(">HH16s16s12x")  # ports, addresses; interface and cookie stay as they are
+_INTERFACE = struct.Struct("=36xI8x")
 
 
 class SessionsError(Exception):
@@ -93,6 +95,12 @@ class Session:
     local_port: int
     remote: Address
     remote_port: int
+    interface: int
+
+    @property
+    def ends(self) -> tuple[Address, Address]:
+        """Remote and local address, as a hole has them."""
+        return on_link(self.remote, self.interface), on_link(self.local, self.interface)
 
     @property
     def access(self) -> Access:
@@ -116,7 +124,7 @@ def sever(holes: Iterable[Hole]) -> int:
             _destroy(diag, session)
             for (protocol, port), pairs in ways.items()
             for session in _sessions(diag, protocol, _DESTROYABLE, port)
-            if (session.remote, session.local) in pairs
+            if session.ends in pairs
         )
 
 
@@ -196,7 +204,8 @@ def _session(protocol: Protocol, answer: Message) -> Session:
         ends: tuple[Address, Address] = IPv4Address(local[:4]), IPv4Address(remote[:4])
     else:
         ends = unmapped(IPv6Address(local)), unmapped(IPv6Address(remote))
-    return Session(protocol, family, identity, ends[0], local_port, ends[1], remote_port)
+    (interface,) = _INTERFACE.unpack(identity)
+    return Session(protocol, family, identity, ends[0], local_port, ends[1], remote_port, interface)
 
 
 def _destroy(diag: NetlinkSocket, session: Session) -> bool:

@@ -115,7 +115,7 @@ def explained(flow: Flow, policy: Policy, observed: Observed) -> str:
 def parse_source(text: str) -> tuple[Address, int]:
     """An address and port from `10.0.0.9:40000` or `[2001:db8::9]:40000`. Raises ValueError.
 
-    A scope (`fe80::9%eth0`) is left out: the gate knows none.
+    A scope (`fe80::9%eth0`) is left out: a link-local address is looked for on every link.
     """
     host, colon, port = text.strip().rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")

@@ -52,12 +52,14 @@ def test_what_the_routes_say_of_a_source_counts() -> None:
 def test_a_link_local_address_is_only_that_of_the_datagram() -> None:
     one, other = ip_address("fe80::9"), ip_address("fe80::8")
     own = ip_address("fe80::1")
-    here = datagram(b"", source=one, target=own)
+    here = datagram(b"", source=one, target=own, interface=3)
     assert not HERE.why_not(knock_at(source=one, target=own), here)
     assert not HERE.why_not(knock_at(target=own), here)
     declared = knock_at(source=other, target=own)
     assert HERE.why_not(declared, here) == addressing.LINK_LOCAL_SOURCE
-    elsewhere = datagram(b"", source=one, target=ip_address("2001:db8::2"))
+    nowhere = datagram(b"", source=one, target=own)
+    assert HERE.why_not(knock_at(target=own), nowhere) == addressing.NO_LINK
+    elsewhere = datagram(b"", source=one, target=ip_address("2001:db8::2"), interface=3)
     assert HERE.why_not(knock_at(target=own), elsewhere) == addressing.LINK_LOCAL_TARGET
     auto = knock_at(source=ip_address("169.254.0.9"))
     assert HERE.why_not(auto, datagram(b"")) == addressing.LINK_LOCAL_SOURCE

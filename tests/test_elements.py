@@ -75,6 +75,18 @@ def test_a_hole_is_four_fields_each_padded_to_four_bytes() -> None:
     )
 
 
+def test_a_hole_on_a_link_has_its_index_as_the_machine_has_it() -> None:
+    source, target = IPv6Address("fe80::9%7"), IPv6Address("fe80::1%7")
+    own = Hole(source, target, Protocol.TCP, 22)
+    assert hole_set(own) == "link_holes6"
+    assert hole_key(own)[-8:] == b"\0\x16\0\0" + (7).to_bytes(4, sys.byteorder)
+    assert own.interface == 7
+    for once in (False, True):
+        for mixed in (source, IPv6Address("2001:db8::1")):
+            hole = Hole(mixed, target, Protocol.TCP, 22, once)
+            assert decode_hole(hole_set(hole), hole_key(hole)) == hole
+
+
 @given(holes)
 def test_a_hole_comes_back_as_it_went(hole: Hole) -> None:
     assert decode_hole(hole_set(hole), hole_key(hole)) == hole

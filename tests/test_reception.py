@@ -6,6 +6,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from keys.identity import Identity
 from spa_protocol.access import Access
@@ -187,6 +188,27 @@ def test_a_declared_source_and_target_count(host: Host) -> None:
     assert reply.status is Status.GRANTED
     assert reply.source == CLIENT
     assert list(host.kernel.holes) == [Hole(*declared.values(), SSH.protocol, 22)]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_link_local_address_is_one_on_the_link_it_came_by(host: Host, *, declared: bool) -> None:
+    alice = host.person("alice", "ops")
+    hers, ours = ip_address("fe80::a"), ip_address("fe80::1")
+    knock = knock_at(source=hers if declared else None, target=ours)
+    came = {"source": hers, "target": ours, "interface": 3}
+    [reply] = host.receive(replace(host.world.datagram(alice, knock), **came))
+    assert (reply.status, reply.source, reply.target) == (Status.GRANTED, hers, ours)
+    on_link = Hole(ip_address("fe80::a%3"), ip_address("fe80::1%3"), SSH.protocol, 22)
+    assert list(host.kernel.holes) == [on_link]
+
+
+def test_a_link_local_address_on_nobody_knows_which_link_is_refused(host: Host) -> None:
+    alice = host.person("alice", "ops")
+    came = {"source": ip_address("fe80::a"), "target": ip_address("fe80::1"), "interface": 0}
+    knock = knock_at(target=came["target"])
+    [reply] = host.receive(replace(host.world.datagram(alice, knock), **came))
+    assert [o.code for o in reply.outcomes] == [Code.NOT_A_TARGET]
+    assert host.kernel.holes == {}
 
 
 @pytest.mark.parametrize("target", ["10.20.0.3", "2001:db8::1", "127.0.0.1", None])

@@ -22,8 +22,8 @@ LISTED = """\
 		meta l4proto != tcp meta l4proto != udp meta l4proto != sctp meta l4proto != dccp \
 meta l4proto != udplite accept
 		meta priority 5350:0 meta priority set none accept
-		ct state established tcp flags != syn / fin,syn,rst,ack accept
-		ct state established meta l4proto tcp ct status ! assured accept
+		ct state established tcp flags != syn / syn,ack accept
+		ct state established meta l4proto tcp ct direction reply ct status ! assured accept
 		ct state established meta l4proto udp accept
 		ct state established meta l4proto sctp ct original proto-dst != 0 @th,96,8 != 0x1 accept
 		ct state established meta l4proto != tcp meta l4proto != udp meta l4proto != sctp \

@@ -54,6 +54,38 @@ def link_local(host: Host) -> str:
     return listed.split()[2].partition("/")[0]
 
 
+@pytest.mark.parametrize("number", [4, 6])
+def test_nobody_is_told_that_no_dhcp_client_waits(
+    gate: Gate, server: Host, stranger: Host, number: int
+) -> None:
+    """The port is open to answers; the kernel's word that nobody hears them must not leave."""
+    family = socket.AF_INET if number == 4 else socket.AF_INET6
+    index = socket.if_nametoindex("lan")
+    target: tuple[str, int] | tuple[str, int, int, int] = (str(server.v4), 68)
+    source: tuple[str, int] | tuple[str, int, int, int] = ("", 67)
+    if number == 6:
+        target = (link_local(server), 546, 0, index)
+        source = (link_local(stranger), 547, 0, index)
+
+    def refused() -> bool:
+        with stranger.new_socket(family, socket.SOCK_DGRAM) as asking:
+            asking.settimeout(0.3)
+            asking.bind(source)
+            asking.connect(target)
+            asking.send(b"offer")
+            try:
+                asking.recv(64)
+            except ConnectionRefusedError:
+                return True
+            except TimeoutError:
+                return False
+        raise AssertionError("there is an answer")
+
+    assert not refused()
+    gate.remove()
+    assert refused()
+
+
 def test_a_real_dhcpv6_client_gets_its_address(
     gate: Gate, neighbours: Neighbours, server: Host, client: Host
 ) -> None:

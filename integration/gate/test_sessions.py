@@ -7,7 +7,7 @@ import sys
 import time
 from ipaddress import IPv4Network
 
-from integration.gate import Log, address, both_families, hole, lease, ports
+from integration.gate import Log, address, af, both_families, drain, hole, lease, ports
 from integration.lab import Host, Reach, Service, echoes, reached, wait_until
 from spa_protocol.access import Access, Protocol
 from spa_server.firewall.kernel import Gate
@@ -163,6 +163,76 @@ def test_a_syn_does_not_ride_on_what_conntrack_remembers(
     assert gate.is_loaded()
     with client.connection(server.v4, service.port, source_port=source_port) as stream:
         assert reached(stream) is Reach.SILENT
+
+
+@both_families
+def test_a_syn_that_nothing_answered_may_be_repeated_but_not_for_ever(
+    gate: Gate, server: Host, client: Host, port: int, family: int
+) -> None:
+    """The host answers nothing: its backlog is full. What keeps asking gains no time."""
+    source, target = address(client, family), address(server, family)
+    full = server.new_socket(af(family), socket.SOCK_STREAM)
+    full.bind(("", port))
+    full.listen(0)
+    gate.open([lease(hole(source, target, port))])
+    with client.connection(target, port) as filling, client.connection(target, port) as waiting:
+        assert reached(filling) is Reach.OPEN
+        assert reached(waiting) is Reach.SILENT
+        own_port = struct.pack(">HH", waiting.getsockname()[1], 0)
+        gate.close([hole(source, target, port)])
+
+        def remaining_ms() -> int:
+            listed = gate.listing(f"flows{family}")
+            (found,) = [each.remaining_ms for each in listed if own_port in each.key]
+            return found or 0
+
+        before = remaining_ms()
+        accepted, _ = full.accept()
+        wait_until(lambda: reached(waiting) is Reach.OPEN, what="the repeated SYN")
+        assert remaining_ms() < before - 500
+        accepted.close()
+    full.close()
+
+
+def test_two_hosts_that_open_to_each_other_find_together(
+    gate: Gate, server: Host, client: Host, port: int
+) -> None:
+    """Both SYNs are on their way when the other comes; what the host asks for needs no hole."""
+    assert gate.is_loaded()
+    client_port = next(ports)
+    loss = "add table ip lossy\nadd chain ip lossy in { type filter hook input priority 0; }\n"
+    loss += f"add rule ip lossy in tcp sport {port} tcp dport {client_port} drop\n"
+    client.run(["nft", "-f", "-"], text=loss)
+    with (
+        server.connection(client.v4, client_port, source_port=port) as ours,
+        client.connection(server.v4, port, source_port=client_port) as theirs,
+    ):
+        crossed = f"ss -Htn state syn-recv sport = :{port}".split()
+        wait_until(lambda: server.run(crossed).stdout, what="their SYN to meet ours")
+        client.run(["nft", "delete", "table", "ip", "lossy"])
+        assert reached(ours, 3) is Reach.OPEN
+        assert reached(theirs, 3) is Reach.OPEN
+
+
+def test_udp_that_goes_on_is_the_session_that_was_let_in_and_ends_when_it_pauses(
+    gate: Gate, server: Host, client: Host, service: Service
+) -> None:
+    """What `keep` promises for UDP: the flow, not the port. `cut` ends it with its hole."""
+    own = hole(client.v4, server.v4, service.port, Protocol.UDP)
+    gate.open([lease(own)])
+    with client.new_socket(socket.AF_INET, socket.SOCK_DGRAM) as flow:
+        flow.settimeout(0.3)
+        flow.connect((str(server.v4), service.port))
+        flow.send(b"first")
+        assert flow.recv(64) == b"first"
+        gate.close([own])
+        flow.send(b"second")
+        assert flow.recv(64) == b"second"
+        assert client.reach_udp(server.v4, service.port) is Reach.SILENT
+        server.run(["conntrack", "-D", "-p", "udp", "--dport", str(service.port)])
+        server.run(["nft", "flush", "set", "inet", "spa", "flows4"])
+        flow.send(b"third")
+        assert drain(flow) == 0
 
 
 @both_families

@@ -18,7 +18,7 @@ def place_of(source: str | None) -> bytes | None:
         return None
     try:
         if ":" in source:
-            return socket.inet_pton(socket.AF_INET6, source)[:_V6]
+            return socket.inet_pton(socket.AF_INET6, source.partition("%")[0])[:_V6]
         return socket.inet_pton(socket.AF_INET, source)[:_V4]
     except (OSError, ValueError):
         return None

@@ -321,19 +321,23 @@ def _protocol(number: int) -> Rule:
 
 
 def _established() -> Iterator[Rule]:
-    """As in the gate's chain `session`: a SYN does not ride in on what is only remembered, nor does
-    an INIT of SCTP, and where conntrack knows no ports one flow would vouch for all."""
+    """As in the gate's chain `session`: a SYN does not ride in on what is only remembered, but may
+    meet one of this host's own; no INIT of SCTP rides in either; and where conntrack knows no ports
+    one flow would vouch for all."""
     established = (
         ex.track(Track.STATE),
         ex.mask_number(_ESTABLISHED),
         ex.compare_number(Is.OTHER, 0),
     )
-    flags = ex.payload(Base.TRANSPORT, 13, 1), ex.mask(b"\x17")
-    unassured = ex.track(Track.STATUS), ex.mask_number(_ASSURED), ex.compare_number(Is.EQUAL, 0)
+    flags = ex.payload(Base.TRANSPORT, 13, 1), ex.mask(b"\x12")
+    meets_own = (
+        *(ex.track(Track.DIRECTION), ex.compare(Is.EQUAL, b"\1")),
+        *(ex.track(Track.STATUS), ex.mask_number(_ASSURED), ex.compare_number(Is.EQUAL, 0)),
+    )
     has_ports = ex.track(Track.DESTINATION_PORT), ex.compare(Is.OTHER, bytes(2))
     no_init = ex.payload(Base.TRANSPORT, 12, 1), ex.compare(Is.OTHER, b"\1")
     yield *established, *_protocol(Protocol.TCP), *flags, ex.compare(Is.OTHER, b"\2"), _ACCEPT
-    yield *established, *_protocol(Protocol.TCP), *unassured, _ACCEPT
+    yield *established, *_protocol(Protocol.TCP), *meets_own, _ACCEPT
     yield *established, *_protocol(Protocol.UDP), _ACCEPT
     yield *established, *_protocol(Protocol.SCTP), *has_ports, *no_init, _ACCEPT
     others = ex.meta(Meta.PROTOCOL), *_none_of(tuple(Protocol), 1)

@@ -19,10 +19,11 @@ from spa_server.firewall import nftables
 from spa_server.firewall.gate import TABLE
 from spa_server.firewall.nftables import Count, Request, decode_count
 from spa_server.hole import Hole
+from spa_server.link import on_link
 from spa_server.netlink import NFGENMSG, NLM_F_CREATE, NLM_F_EXCL, Message
 
 ADMITTED: Final = "admitted"
-HOLE_SETS: Final = ("holes4", "holes6", "once4", "once6")
+HOLE_SETS: Final = ("holes4", "holes6", "once4", "once6", "link_holes6", "link_once6")
 DENIED_SETS: Final = ("denied4", "denied6")
 OBSERVED_SETS: Final = ("observed4", "observed6")
 
@@ -42,6 +43,7 @@ _EXPR_NAME: Final = 1
 _EXPR_DATA: Final = 2
 
 _PROTOCOL_AND_PORT: Final = struct.Struct(">B3xH2x")
+_INDEX: Final = struct.Struct("=I")  # of an interface, as the machine has it
 
 Lease: TypeAlias = tuple[bytes, int]
 
@@ -123,25 +125,29 @@ def _require_end(timeout_ms: int) -> None:
 
 def hole_set(hole: Hole) -> str:
     """The name of the set that holds it."""
-    return f"{'once' if hole.once else 'holes'}{hole.source.version}"
+    link = "link_" if hole.interface else ""
+    return f"{link}{'once' if hole.once else 'holes'}{hole.source.version}"
 
 
 def hole_key(hole: Hole) -> bytes:
-    """16 bytes for IPv4, 40 for IPv6: source, target, protocol, port."""
+    """Source, target, protocol, port: 16 bytes for IPv4, 40 for IPv6, 44 with a link's index."""
     place = _PROTOCOL_AND_PORT.pack(hole.protocol, hole.port)
-    return hole.source.packed + hole.target.packed + place
+    link = _INDEX.pack(hole.interface) if hole.interface else b""
+    return hole.source.packed + hole.target.packed + place + link
 
 
 def decode_hole(set_name: str, key: bytes) -> Hole:
     """The inverse of `hole_key`."""
     size = _address_size(set_name)
     protocol, port = _PROTOCOL_AND_PORT.unpack_from(key, 2 * size)
+    is_on_link = set_name.startswith("link_")
+    link = _INDEX.unpack_from(key, 2 * size + _PROTOCOL_AND_PORT.size)[0] if is_on_link else 0
     return Hole(
-        source=ip_address(key[:size]),
-        target=ip_address(key[size : 2 * size]),
+        source=on_link(ip_address(key[:size]), link),
+        target=on_link(ip_address(key[size : 2 * size]), link),
         protocol=Protocol(protocol),
         port=port,
-        once=set_name.startswith("once"),
+        once="once" in set_name,
     )
 
 

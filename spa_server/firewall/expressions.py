@@ -54,6 +54,7 @@ class Track(IntEnum):
     """What conntrack knows of a packet's connection."""
 
     STATE = 0
+    DIRECTION = 1
     STATUS = 2
     DESTINATION_PORT = 12
 

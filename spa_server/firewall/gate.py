@@ -46,6 +46,7 @@ def render(plan: GatePlan) -> str:
         tag_burst=plan.tag_burst,
         cut=_rules(_cut_rules(plan)),
         ours=_rules(_rules_for_ours(plan)),
+        delivered=_rules(_rules_for_delivered(plan)),
         not_ours=_rules(_rules_for_not_ours(plan)),
         observed=_rules(_observed_rules(plan.observed)),
         judged=_class(JUDGED_PRIORITY),
@@ -171,6 +172,26 @@ def _rules_for_ours(plan: GatePlan) -> list[str]:
     for_this_host = f"fib daddr type {_TO_THIS_HOST} goto judge"
     forwarded = [f"iifname {_names(plan.outer)} goto judge"] if plan.outer else []
     return [for_this_host, *forwarded]
+
+
+def _rules_for_delivered(plan: GatePlan) -> list[str]:
+    """What of the packets for this host was not judged as `_rules_for_ours` has it.
+
+    Of a VRF's packets the interface is the VRF's here, and `sdifname` that by which they entered.
+    """
+    if plan.outer is None:
+        return []
+    outer = _names(plan.outer) if plan.outer else ""
+    judged = [f"iifname {outer} accept", f"meta sdifname {outer} accept"] if outer else []
+    return [
+        "iif lo accept",
+        "meta l4proto != { tcp, udp, sctp, dccp, udplite } accept",
+        *judged,
+        "jump session",
+        f"fib daddr type {_TO_THIS_HOST} accept",
+        "ct status dnat accept",
+        "goto judge",
+    ]
 
 
 def _rules_for_not_ours(plan: GatePlan) -> list[str]:
