@@ -85,6 +85,10 @@ class Ends:
         self._tracker = tracker
         self._hear_beginnings = hear_beginnings
 
+    def hear_beginnings(self) -> None:
+        """Enters the permits that wait."""
+        self._hear_beginnings()
+
     def expect(self, permitted: Permitted, now_us: int) -> list[Record]:
         """Waits for the end of a connection; the end of one that cannot wait beside it any more.
 

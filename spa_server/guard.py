@@ -15,7 +15,7 @@ from keys.registry import Registry
 from keys.tomlfile import FileProblem
 from spa_protocol import __version__
 from spa_protocol.layout import EPOCH_S, Address, epoch_of
-from spa_server import clock, sessions, trial
+from spa_server import clock, trial
 from spa_server.admission import Admission
 from spa_server.anomaly import lookout
 from spa_server.audit import lastrun
@@ -50,6 +50,7 @@ from spa_server.recorder import ConnectionRecorder
 from spa_server.replay import ReplayWindow
 from spa_server.rulebook import Rulebook
 from spa_server.ruling import Terms
+from spa_server.severance import Severance
 from spa_server.snapshot import Snapshot, by_severity
 from spa_server.tags import TagKeeper
 
@@ -105,7 +106,7 @@ class Guard:
         self.tags = TagKeeper(self.admission, self.gate, self._faults.tolerate)
         self.gatehouse = Gatehouse(config, self.gate)
         self.drift = DriftWatch(self.gatehouse)
-        self.keeper = HoleKeeper(self.gate, self.ledger, self._sever, clock.monotonic_s)
+        self.keeper = HoleKeeper(self.gate, self.ledger, clock.monotonic_s)
         self.enforcement = Enforcement(
             self.gate,
             self.gatehouse,
@@ -115,6 +116,13 @@ class Guard:
             faults=self._faults,
         )
         self.connections = ConnectionLog(self.keeper.book.holders)
+        self.severance = self.keeper.severing = Severance(
+            self.connections.ends,
+            self.keeper.book.holders,
+            self.gate,
+            is_cut=lambda hole: any(hole.access in each for each in self.policy.cut),
+            may_cut=self._may_cut,
+        )
         self.recorder = ConnectionRecorder(self.connections, self.ledger, connection)
         self.reception = Reception(
             admission=self.admission,
@@ -204,6 +212,20 @@ class Guard:
         if known is None:
             known = self._local[target] = is_local_unicast(target)
         return known
+
+    def ended(self) -> bool:
+        """Enters connections that are over; whether more wait to be read."""
+        has_more = self.recorder.ended()
+        self.severance.forget_gone()
+        return has_more
+
+    def find_unended(self) -> Iterator[None]:
+        """Finds what an earlier run let in, and ends what may not go on; with pauses."""
+        yield from self.recorder.find_unended()
+        for records in self.severance.review(clock.now_us):
+            if records:
+                self.ledger.note(records, clock.now_us())
+            yield
 
     # What changes
 
@@ -414,6 +436,7 @@ class Guard:
         if self.reception.refusals.is_due(now_us):
             self.reception.flush_refusals(now_us)
         self.recorder.tend(now_us)
+        self.severance.forget_gone()
         self.upkeep.tend(now_us)
         self._recover(now_us)
         if self.lookout is not None:
@@ -464,15 +487,12 @@ class Guard:
         self.keeper.end(grants, why, clock.now_us())
         return len(grants)
 
-    def _sever(self, holes: Sequence[Hole]) -> int:
-        """Where it fails, the kernel's rule still stops the packets of these sessions."""
-        try:
-            return sessions.sever([hole for hole in holes if self.gatehouse.cuts(hole)])
-        except sessions.SessionsError as error:
-            now_us = clock.now_us()
-            record = Record(Event.CONNECTION_SEVERED, now_us, reason=f"failed: {error}")
-            self.ledger.note([record], now_us)
-            return 0
+    def _may_cut(self, hole: Hole) -> bool:
+        """Not where the gate observes, nor what is always open: there nobody needs a hole."""
+        return self.gatehouse.cuts(hole) and not any(
+            hole.source in rule.sources and any(hole.access in each for each in rule.accesses)
+            for rule in self.policy.always_open
+        )
 
     def _end_disallowed(self, now_us: int) -> None:
         """Ends what the registry and the policy, as they are now, would not grant."""
