@@ -6,6 +6,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from scapy.layers.inet import IP, TCP
 
 from keys.identity import Identity
 from spa_protocol.access import Access
@@ -16,14 +17,18 @@ from spa_protocol.reply import Reply
 from spa_server.audit.asking import Filter, ask
 from spa_server.audit.record import Event, Record
 from spa_server.capture.datagram import Datagram
+from spa_server.capture.nflog import NflogPacket
+from spa_server.connections import ConnectionLog
 from spa_server.doorkeeper import Moment
 from spa_server.firewall.elements import HoleLease, LiveHole
 from spa_server.firewall.kernel import FirewallError
+from spa_server.flow import Flow
 from spa_server.hole import Hole
 from spa_server.holekeeper import HoleKeeper
 from spa_server.reception import Joined, Reception
 from spa_server.replay import ReplayWindow
 from spa_server.ruling import Owner, Terms
+from spa_server.severance import Severance
 from tests.test_ledger import Book
 from tests.test_policy import policy
 from tests.world import CLIENT, HOST, NOW_US, SECOND, SSH, World, datagram, knock_at
@@ -37,7 +42,7 @@ class Kernel:
 
     holes: dict[Hole, int] = field(default_factory=dict)
     fails: bool = False
-    severed: list[Hole] = field(default_factory=list)
+    stopped: set[Flow] = field(default_factory=set)
 
     def _may(self) -> None:
         if self.fails:
@@ -56,9 +61,17 @@ class Kernel:
         self._may()
         return [LiveHole(hole, ms, 0, 0) for hole, ms in self.holes.items()]
 
-    def sever(self, holes: Iterable[Hole]) -> int:
-        self.severed += holes
-        return len(self.severed)
+    def stop_flows(self, flows: Iterable[Flow]) -> None:
+        self._may()
+        self.stopped |= set(flows)
+
+    def release_flows(self, flows: Iterable[Flow]) -> None:
+        self._may()
+        self.stopped -= set(flows)
+
+    def stopped_flows(self) -> list[Flow]:
+        self._may()
+        return list(self.stopped)
 
 
 class Host:
@@ -71,8 +84,15 @@ class Host:
         self.now_s = 1000.0
         self.owners: dict[str, Owner] = {}
         self.answers: list[tuple[Reply, Datagram]] = []
-        self.keeper = HoleKeeper(
-            self.kernel, self.book.ledger, self.kernel.sever, lambda: self.now_s
+        self.keeper = HoleKeeper(self.kernel, self.book.ledger, lambda: self.now_s)
+        self.log = ConnectionLog(self.keeper.book.holders)
+        self.log.ends.is_complete = True
+        self.keeper.severing = Severance(
+            self.log.ends,
+            self.keeper.book.holders,
+            self.kernel,
+            is_cut=lambda _hole: False,
+            may_cut=lambda _hole: True,
         )
         self.reception = Reception(
             admission=self.world.admission,
@@ -224,16 +244,23 @@ def test_a_close_is_only_for_what_is_ones_own(host: Host) -> None:
     assert reply.message == "nothing was open"
 
 
-def test_sessions_are_cut_with_the_last_grant_of_a_cut_hole(host: Host) -> None:
+def test_sessions_of_a_cut_hole_end_with_the_grants_of_whoever_may_have_begun_them(
+    host: Host,
+) -> None:
     postgres = Access.parse("tcp/5432")
     alice, bob = host.person("alice", "dba"), host.person("bob", "dba")
-    for who in (alice, bob):
+    flows = []
+    for source_port, who in ((1, alice), (2, bob)):
         host.receive(host.world.datagram(who, knock_at(NOW_US, postgres)))
-    host.receive(host.world.datagram(alice, Close(NOW_US, (postgres,))))
-    assert host.kernel.severed == []
+        flows.append(Flow(CLIENT, source_port, HOST, postgres.protocol, 5432))
+        packet = bytes(IP(src=str(CLIENT), dst=str(HOST)) / TCP(sport=source_port, dport=5432))
+        host.log.permitted([NflogPacket("permit", packet, 1)], NOW_US)
+    alone, shared = flows
+    host.receive(host.world.datagram(bob, Close(NOW_US, (postgres,))))
+    assert host.kernel.stopped == {shared}
     host.now_s += 31
     host.keeper.expire(NOW_US)
-    assert host.kernel.severed == [Hole(CLIENT, HOST, postgres.protocol, 5432)]
+    assert host.kernel.stopped == {alone, shared}
     assert ("connection.severed", None) in host.events()
 
 
