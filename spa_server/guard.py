@@ -15,7 +15,7 @@ from keys.registry import Registry
 from keys.tomlfile import FileProblem
 from spa_protocol import __version__
 from spa_protocol.layout import EPOCH_S, Address, epoch_of
-from spa_server import clock, trial
+from spa_server import clock, sessionlist, trial
 from spa_server.admission import Admission
 from spa_server.anomaly import lookout
 from spa_server.audit import lastrun
@@ -50,6 +50,7 @@ from spa_server.recorder import ConnectionRecorder
 from spa_server.replay import ReplayWindow
 from spa_server.rulebook import Rulebook
 from spa_server.ruling import Terms
+from spa_server.sessionlist import Choice
 from spa_server.severance import Severance
 from spa_server.snapshot import Snapshot, by_severity
 from spa_server.tags import TagKeeper
@@ -486,6 +487,15 @@ class Guard:
         """Ends grants at an operator's wish; how many. Raises FirewallError."""
         self.keeper.end(grants, why, clock.now_us())
         return len(grants)
+
+    def cut(self, choice: Choice) -> int:
+        """Ends connections at an operator's wish, of whatever service; how many there were."""
+        now_us = clock.now_us()
+        self.connections.ends.hear_beginnings()
+        found = dict(sessionlist.chosen(self.connections.ends, choice))
+        records = self.severance.cut(found, now_us, "cut by the operator")
+        self.ledger.note(records, now_us)
+        return sum(record.detail.get("count", 0) for record in records)
 
     def _may_cut(self, hole: Hole) -> bool:
         """Not where the gate observes, nor what is always open: there nobody needs a hole."""

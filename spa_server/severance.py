@@ -40,8 +40,8 @@ from spa_server.policy.model import Sessions
 
 REVIEWED_AT_ONCE: Final = 500
 WHILE_DOWN: Final = "its grant ended while the daemon was down"
-# Both sides have closed it. Not `close`: one side can bring that about and go on.
-_IS_OVER: Final = "time-wait"
+IS_OVER: Final = "time-wait"
+"""Both sides have closed it. Not `close`: one side can bring that about and go on."""
 
 
 class FlowGate(Protocol):
@@ -111,6 +111,11 @@ class Severance:
             for key in free:
                 del self._stopped[key]
 
+    def ends_with_hole(self, of: Permitted) -> bool:
+        """Whether a connection ends with a grant that may have let it in, and not by itself."""
+        hole = _hole(of)
+        return hole is not None and (of.cut or self._is_cut(hole)) and self._may_cut(hole)
+
     def cut(self, chosen: Mapping[bytes, Permitted], now_us: int, why: str) -> list[Record]:
         """Ends connections whoever holds their holes, of whatever service."""
         holes = {hole for of in chosen.values() for hole in attribution.holes_of(of.flow)}
@@ -151,7 +156,7 @@ class Severance:
             for key in keys[at : at + REVIEWED_AT_ONCE]:
                 for of in self._live.at(key)[-1:]:
                     hole = _hole(of)
-                    if hole is not None and self._is_due(key, of, hole):
+                    if hole is not None and self._is_due(key, of):
                         over[hole] = []
             yield self._sever(over, now_us(), WHILE_DOWN) if over else []
         postponed, self._postponed = self._postponed, {}
@@ -176,9 +181,8 @@ class Severance:
                 if self._may_live(key):
                     self._for_good.add(key)
 
-    def _is_due(self, key: bytes, of: Permitted, hole: Hole) -> bool:
-        ends = (of.cut or self._is_cut(hole)) and self._may_cut(hole)
-        return ends and key not in self._stopped and not self._may_live(key)
+    def _is_due(self, key: bytes, of: Permitted) -> bool:
+        return self.ends_with_hole(of) and key not in self._stopped and not self._may_live(key)
 
     def _may_live(self, key: bytes) -> bool:
         """Rule 1, of every connection that has had this flow."""
@@ -248,7 +252,7 @@ class Severance:
             entry: Entry | None = tracker.get(key)
         except NetlinkError:
             return False
-        return entry is None or entry.state == _IS_OVER
+        return entry is None or entry.state == IS_OVER
 
 
 def _hole(of: Permitted) -> Hole | None:

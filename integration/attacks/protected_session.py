@@ -18,18 +18,24 @@ from integration.site import Person, Site
 POLICY: Final = """
 [services]
 postgres = ["tcp/5432-5433", "udp/5432"]
+kept = ["tcp/22", "tcp/5434"]
 
 [roles.dba]
 [[roles.dba.allow]]
 services = ["postgres"]
 max_lifetime = "1h"
 sessions = "cut"
+
+[roles.ops]
+[[roles.ops.allow]]
+services = ["kept"]
+max_lifetime = "1h"
 """
 PUBLISHED: Final = """
 table ip nat {{
   chain prerouting {{
     type nat hook prerouting priority -100
-    iifname "lan" tcp dport 5433 dnat to {inside}
+    iifname "lan" tcp dport {{ 5433, 5434 }} dnat to {inside}
   }}
 }}
 """
@@ -38,17 +44,17 @@ ACCESSES: Final = ("tcp/5432", "tcp/5433", "udp/5432", "--lifetime", "10m")
 
 def run(lab: Lab) -> Iterator[Figure]:
     """What still talks after the revocation, and what of the friend's does not."""
-    site, client, friend = _site(lab)
-    alice, bob = site.enrol("alice", "dba"), site.enrol("bob", "dba")
-    site.start()
+    home, client, friend = site(lab)
+    alice, bob = home.enrol("alice", "dba"), home.enrol("bob", "dba")
+    home.start()
     alice.knock(client, *ACCESSES)
-    before = _sessions(client, site.host)
+    before = _sessions(client, home.host)
     _hold_too(bob, client, friend)
-    after = _sessions(client, site.host)
-    own = friend.connection(site.host.v4, 5432)
+    after = _sessions(client, home.host)
+    own = friend.connection(home.host.v4, 5432)
     assert all(map(echoes, (*before, *after, own)))
-    site.keys("revoke", alice.key_id())
-    wait_until(lambda: {hole["identity"] for hole in site.holes()} == {"bob"})
+    home.keys("revoke", alice.key_id())
+    wait_until(lambda: {hole["identity"] for hole in home.holes()} == {"bob"})
 
     def living(sessions: tuple[socket, ...]) -> int:
         return sum(map(echoes, sessions))
@@ -57,28 +63,28 @@ def run(lab: Lab) -> Iterator[Figure]:
     yield _none("of the 3 that may have been the friend's", living(after))
     _hold_too(bob, client, friend)
     yield _none("of all 6, when the friend has knocked again", living(before + after))
-    site.restart()
+    home.restart()
     _hold_too(bob, client, friend)
     yield _none("of all 6, when the daemon has begun anew", living(before + after))
     yield Figure("the friend's own session lives on", int(echoes(own)), echoes(own))
-    again = client.connection(site.host.v4, 5432), client.connection(site.host.v4, 5433)
+    again = client.connection(home.host.v4, 5432), client.connection(home.host.v4, 5433)
     opened = sum(reached(stream) is Reach.OPEN for stream in again)
     yield Figure("of 2 new connections through the friend's hole come in", opened, opened == 2)
     for each in (*before, *after, own, *again):
         each.close()
 
 
-def _site(lab: Lab) -> tuple[Site, Host, Host]:
-    """A host that serves one port itself and publishes another, and where the two people are."""
+def site(lab: Lab) -> tuple[Site, Host, Host]:
+    """A host that serves some ports itself and publishes others, and where the two people are."""
     server, box = lab.host("server", "lan", "inside"), lab.host("box", "inside")
     server.forward()
     box.default_route(server, "inside")
     server.run(["nft", "-f", "-"], text=PUBLISHED.format(inside=box.on("inside").v4))
-    server.serve(5432)
-    box.serve(5433)
-    site = Site(lab, server, POLICY, settings='outer = ["lan"]\n')
-    site.apply_gate()
-    return site, lab.host("client"), lab.host("friend")
+    for host, port in ((server, 5432), (server, 22), (box, 5433), (box, 5434)):
+        host.serve(port)
+    guarded = Site(lab, server, POLICY, settings='outer = ["lan"]\n')
+    guarded.apply_gate()
+    return guarded, lab.host("client"), lab.host("friend")
 
 
 def _hold_too(bob: Person, client: Host, friend: Host) -> None:
