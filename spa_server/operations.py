@@ -129,7 +129,7 @@ def _sessions(guard: Guard, request: dict[str, Any]) -> dict[str, Any]:
         guard.connections.ends,
         sessionlist.Choice(request),
         guard.keeper.book.holders,
-        ends_with_hole=guard.severance.ends_with_hole,
+        severance=guard.severance,
     )
 
 

@@ -13,7 +13,7 @@ from spa_server.ctentry import Entry
 from spa_server.ends import Ends
 from spa_server.grants import Grant
 from spa_server.hole import Hole
-from spa_server.severance import IS_OVER
+from spa_server.severance import IS_OVER, Severance
 
 AT_ONCE: Final = 1000
 """How many one answer lists: to ask conntrack about each takes 10 us, and nothing else is done."""
@@ -73,19 +73,19 @@ def answer(
     choice: Choice,
     holders: Callable[[Hole], list[Grant]],
     *,
-    ends_with_hole: Callable[[Permitted], bool],
+    severance: Severance,
 ) -> dict[str, Any]:
-    """The open ones, `AT_ONCE` at most, and how many more were not looked at.
+    """Those that are open and were not cut, `AT_ONCE` at most; how many more were not looked at.
 
     Raises NetlinkError.
     """
     tracker = ends.tracker
-    found = list(chosen(ends, choice)) if tracker is not None else []
+    found = [each for each in chosen(ends, choice) if not severance.is_severed(*each)]
     rows = []
     for key, of in found[:AT_ONCE]:
         entry = tracker.get(key) if tracker is not None else None
         if entry is not None and entry.state != IS_OVER:
-            rows.append(_row(of, entry, holders, is_cut=ends_with_hole(of)))
+            rows.append(_row(of, entry, holders, is_cut=severance.ends_with_hole(of)))
     return {
         "sessions": rows,
         "left_off": max(0, len(found) - AT_ONCE),

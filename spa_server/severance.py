@@ -84,6 +84,7 @@ class Severance:
         self._may_cut = may_cut
         self._stopped: dict[bytes, Permitted] = {}
         self._for_good: set[bytes] = set()  # of these, what an operator has cut
+        self._destroyed: dict[bytes, Permitted] = {}  # while conntrack has not told their end
         self._postponed: dict[Hole, list[Grant]] = {}
 
     def before_end(self) -> None:
@@ -116,12 +117,18 @@ class Severance:
         hole = _hole(of)
         return hole is not None and (of.cut or self._is_cut(hole)) and self._may_cut(hole)
 
+    def is_severed(self, key: bytes, of: Permitted) -> bool:
+        """Whether a connection was ended here, though conntrack may remember it for a while."""
+        return key in self._stopped or self._destroyed.get(key) == of
+
     def cut(self, chosen: Mapping[bytes, Permitted], now_us: int, why: str) -> list[Record]:
         """Ends connections whoever holds their holes, of whatever service."""
-        holes = {hole for of in chosen.values() for hole in attribution.holes_of(of.flow)}
-        destroyed, records = self._destroy(holes, lambda flow: key_of(flow) not in chosen, now_us)
-        living = self._stop(chosen, set(destroyed))
+        doomed = {key: of for key, of in chosen.items() if not self.is_severed(key, of)}
         self._for_good.update(key for key in chosen if key in self._stopped)
+        holes = {hole for of in doomed.values() for hole in attribution.holes_of(of.flow)}
+        destroyed, records = self._destroy(holes, lambda flow: key_of(flow) not in doomed, now_us)
+        living = self._stop(doomed, set(destroyed))
+        self._for_good.update(key for key in doomed if key in self._stopped)
         return records + list(_lines(living, now_us, why))
 
     def forget_gone(self) -> None:
@@ -130,6 +137,7 @@ class Severance:
         for key in gone:
             del self._stopped[key]
         self._for_good.difference_update(gone)
+        self._destroyed = {key: of for key, of in self._destroyed.items() if key in self._live}
         flows = [of.flow for of in gone.values() if of.flow.protocol == Transport.UDP]
         if flows:
             try:
@@ -182,7 +190,7 @@ class Severance:
                     self._for_good.add(key)
 
     def _is_due(self, key: bytes, of: Permitted) -> bool:
-        return self.ends_with_hole(of) and key not in self._stopped and not self._may_live(key)
+        return self.ends_with_hole(of) and not self.is_severed(key, of) and not self._may_live(key)
 
     def _may_live(self, key: bytes) -> bool:
         """Rule 1, of every connection that has had this flow."""
@@ -211,7 +219,7 @@ class Severance:
             key: of
             for hole in over
             for key, of in self._live.through(hole)
-            if key not in self._stopped and not self._may_live(key)
+            if not self.is_severed(key, of) and not self._may_live(key)
         }
         destroyed, records = self._destroy(over, may_live, now_us)
         records += _lines(self._stop(doomed, set(destroyed)), now_us, why)
@@ -236,6 +244,7 @@ class Severance:
             for key, of in doomed.items()
             if of.flow not in destroyed and not self._is_over(key)
         }
+        self._destroyed |= {key: of for key, of in doomed.items() if of.flow in destroyed}
         if left:
             self._stopped |= left
             try:

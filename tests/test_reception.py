@@ -264,6 +264,25 @@ def test_sessions_of_a_cut_hole_end_with_the_grants_of_whoever_may_have_begun_th
     assert ("connection.severed", None) in host.events()
 
 
+CUT = "tcp/5432: connections are cut when it closes; hold it open"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ([Access.parse("tcp/5432")], CUT),
+        ([SSH, Access.parse("tcp/5432")], CUT),
+        ([SSH], ""),
+    ],
+)
+def test_whoever_knocks_is_told_beforehand_which_sessions_are_cut(
+    host: Host, asked: list[Access], message: str
+) -> None:
+    alice = host.person("alice", "dba", "ops")
+    [reply] = host.receive(host.world.datagram(alice, knock_at(NOW_US, *asked)))
+    assert reply.message == message
+
+
 def test_a_full_disk_opens_nothing_and_the_client_is_told(host: Host) -> None:
     alice = host.person("alice", "ops")
     host.book.fill_the_disk()

@@ -246,3 +246,33 @@ class TestAfterARestart:
         assert host.kernel.flows == {self.shared, self.bobs, over[0]}
         host.grant(RENEWED)
         assert host.kernel.flows == {self.bobs, over[0]}
+
+
+def test_what_was_cut_once_is_not_cut_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conntrack remembers a connection whose socket was destroyed for some seconds more."""
+    host = Host()
+    host.grant(ALICE, BOB)
+    flow = host.connect(1)
+    monkeypatch.setattr("spa_server.severance.sessions.sever", lambda *_: [flow])
+    assert len(host.end(ALICE)) == 1
+    monkeypatch.setattr("spa_server.severance.sessions.sever", lambda *_: [])
+    assert host.severance.is_severed(*next(iter(host.log.live.through(next(BOB.holes)))))
+    assert host.end(BOB) == []
+    assert host.kernel.flows == set()
+
+
+def test_what_is_unknown_ends_with_any_grant_of_its_hole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the record of an earlier run is still being read, and somebody holds the hole."""
+    host = Host()
+    host.grant(ALICE, BOB)
+    unknown = Flow(ALICE.source, 7, ALICE.target, 6, 22)
+    monkeypatch.setattr(
+        "spa_server.severance.sessions.sever",
+        lambda _holes, may_live: [] if may_live(unknown) else [unknown],
+    )
+    host.log.ends.is_complete = False
+    assert host.end(ALICE) == []
+    host.log.ends.is_complete = True
+    [[record]] = [some for some in host.severance.review(lambda: NOW_US) if some]
+    assert (record.identity, record.detail) == ("alice", {"count": 1})
+    assert [record.identity for record in host.end(BOB)] == ["bob"]
