@@ -43,8 +43,8 @@ class Severing(Protocol):
     def ended(self, grants: Sequence[Grant], now_us: int, why: str | None = None) -> list[Record]:
         """These have; what is to be recorded."""
 
-    def opened(self) -> None:
-        """New ones are in the book. Raises FirewallError."""
+    def opened(self, grants: Sequence[Grant]) -> None:
+        """These are new in the book. Raises FirewallError."""
 
     def restore(self) -> None:
         """The kernel may have forgotten what it was told. Raises FirewallError."""
@@ -83,7 +83,7 @@ class HoleKeeper:
         try:
             new = frozenset() if self._in_doubt else change.new
             self._gate.open(self._leases(change.open_until_s, new))
-            self.severing.opened()
+            self.severing.opened(grants)
         except FirewallError:
             self.book.end(grants)
             self._in_doubt = True

@@ -104,9 +104,13 @@ class Severance:
                 self._postponed.setdefault(hole, []).extend(ended)
         return self._sever(over, now_us, why) if over else []
 
-    def opened(self) -> None:
-        """Lets go on what may, now that new grants are in the book. Raises FirewallError."""
-        free = [k for k in self._stopped if k not in self._for_good and self._may_live(k)]
+    def opened(self, grants: Sequence[Grant]) -> None:
+        """Lets go on what may, now that these grants are in the book. Raises FirewallError."""
+        if not self._stopped:
+            return
+        holes = (hole for grant in grants for hole in grant.holes)
+        keys = {key for hole in holes for key, _ in self._live.through(hole)}
+        free = [key for key in keys & self._stopped.keys() - self._for_good if self._may_live(key)]
         if free:
             self._gate.release_flows(self._stopped[key].flow for key in free)
             for key in free:

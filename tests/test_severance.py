@@ -70,7 +70,7 @@ class Host:
 
     def grant(self, *grants: Grant) -> None:
         self.book.add(grants)
-        self.severance.opened()
+        self.severance.opened(grants)
 
     def end(self, *grants: Grant) -> list[Record]:
         self.severance.before_end()
