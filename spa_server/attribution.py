@@ -7,6 +7,8 @@
     address nobody can tell them apart: the line names all (`ambiguous`, and their `grants`), and
     key, rule and grant are those of the latest.
 4.  A connection has one beginning in the record and one end, which says the same of it.
+5.  Every key that held the hole then may have begun it, whoever is named. One of a `cut` service
+    lives for as long as all of them hold it: spa_server/severance.py.
 """
 
 from collections.abc import Sequence
@@ -22,12 +24,14 @@ from spa_server.ctentry import Entry
 from spa_server.flow import Flow
 from spa_server.grants import Grant
 from spa_server.hole import Hole
+from spa_server.policy.model import Sessions
 
 
 class Permitted(msgspec.Struct, frozen=True, gc=False):
     """A connection that was let in, when, and whose it was then.
 
-    `identity` names all where there are several; `ambiguous` and `grants` are then theirs.
+    `identity` names all where there are several; `ambiguous` and `grants` are then theirs. `keys`
+    are those that held the hole (rule 5); `cut`: whether the service's connections end with it.
     """
 
     flow: Flow
@@ -38,6 +42,8 @@ class Permitted(msgspec.Struct, frozen=True, gc=False):
     grant_id: int | None = None
     ambiguous: tuple[str, ...] = ()
     grants: tuple[int, ...] = ()
+    keys: tuple[str, ...] = ()
+    cut: bool = False
 
 
 def holes_of(flow: Flow) -> tuple[Hole, ...]:
@@ -55,13 +61,13 @@ def candidates(grants: Sequence[Grant]) -> list[Grant]:
 
 
 def permitted(flow: Flow, grants: Sequence[Grant], now_us: int) -> Permitted:
-    """`grants` are the candidates."""
+    """`grants` are those by which the gate let it in."""
     if not grants:
         return Permitted(flow, now_us)
-    last = grants[-1]
-    if len(grants) == 1:
-        return Permitted(flow, now_us, last.identity, last.key_id, last.rule, last.grant_id)
-    identities = tuple(sorted(grant.identity for grant in grants))
+    chosen = candidates(grants)
+    last = chosen[-1]
+    identities = tuple(sorted(grant.identity for grant in chosen))
+    is_ambiguous = len(chosen) > 1
     return Permitted(
         flow,
         now_us,
@@ -69,13 +75,17 @@ def permitted(flow: Flow, grants: Sequence[Grant], now_us: int) -> Permitted:
         last.key_id,
         last.rule,
         last.grant_id,
-        identities,
-        tuple(grant.grant_id for grant in grants),
+        identities if is_ambiguous else (),
+        tuple(grant.grant_id for grant in chosen) if is_ambiguous else (),
+        tuple(sorted({grant.key_id for grant in grants})),
+        any(grant.sessions is Sessions.CUT for grant in grants),
     )
 
 
 def line(event: Event, of: Permitted, now_us: int, **detail: Any) -> Record:
-    """A line about a connection."""
+    """A line about a connection. What decides how long it may live stands at its beginning."""
+    if event is Event.CONNECTION_PERMITTED:
+        detail = {**_bound(of), **detail}
     return Record(
         event,
         now_us,
@@ -88,6 +98,11 @@ def line(event: Event, of: Permitted, now_us: int, **detail: Any) -> Record:
         grant_id=of.grant_id,
         detail={"source_port": of.flow.source_port, **_several(of), **detail},
     )
+
+
+def _bound(of: Permitted) -> dict[str, Any]:
+    keys = {"keys": list(of.keys)} if len(of.keys) > 1 else {}
+    return {**keys, "cut": True} if of.cut else keys
 
 
 def _several(of: Permitted) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from spa_server.commands import (
     import_fwknop,
     policy,
     report,
+    sessions,
     top,
     whois,
 )
@@ -59,6 +60,7 @@ for command in (
     host.status,
     host.holes,
     top.top,
+    sessions.sessions,
     host.close,
     whois.whois,
     host.reload,

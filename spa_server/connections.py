@@ -108,7 +108,7 @@ class ConnectionLog:
             return
         grants = self._grants(flow)
         chosen = attribution.candidates(grants)
-        permitted = attribution.permitted(flow, chosen, now_us)
+        permitted = attribution.permitted(flow, grants, now_us)
         yield attribution.line(Event.CONNECTION_PERMITTED, permitted, now_us)
         yield from self.ends.expect(permitted, now_us)
         yield from self._uses(chosen, grants, permitted)
@@ -118,7 +118,7 @@ class ConnectionLog:
         known = self.live.at(key_of(flow))
         if known:
             return known[-1]
-        return attribution.permitted(flow, attribution.candidates(self._grants(flow)), now_us)
+        return attribution.permitted(flow, self._grants(flow), now_us)
 
     def _uses(
         self, chosen: Sequence[Grant], holders: Sequence[Grant], permitted: Permitted

@@ -129,7 +129,7 @@ class Daemon:
 
     async def _find_unended(self, ends: Conntrack) -> None:
         """Ends wait until it is known what an earlier run let in: else they would be nobody's."""
-        for _ in self._guard.recorder.find_unended():
+        for _ in self._guard.find_unended():
             await asyncio.sleep(0)
         self._after()
         self._listen_to_ends(ends)
@@ -144,7 +144,7 @@ class Daemon:
         loop.remove_reader(ends.fileno())
         has_more = False
         try:
-            has_more = self._guard.recorder.ended()
+            has_more = self._guard.ended()
         finally:
             loop.call_later(0 if has_more else _ENDS_EVERY_S, self._listen_to_ends, ends)
 

@@ -15,7 +15,7 @@ from keys.registry import Registry
 from keys.tomlfile import FileProblem
 from spa_protocol import __version__
 from spa_protocol.layout import EPOCH_S, Address, epoch_of
-from spa_server import clock, sessions, trial
+from spa_server import clock, sessionlist, sessions, trial
 from spa_server.addressing import Addressing
 from spa_server.admission import Admission
 from spa_server.anomaly import lookout
@@ -54,6 +54,8 @@ from spa_server.recorder import ConnectionRecorder
 from spa_server.replay import ReplayWindow
 from spa_server.rulebook import Rulebook
 from spa_server.ruling import Terms
+from spa_server.sessionlist import Choice
+from spa_server.severance import Severance
 from spa_server.snapshot import Snapshot, by_severity
 from spa_server.tags import TagKeeper
 
@@ -110,7 +112,7 @@ class Guard:
         self.tags = TagKeeper(self.admission, self.gate, self.faults.tolerate)
         self.gatehouse = Gatehouse(config, self.gate)
         self.drift = DriftWatch(self.gatehouse)
-        self.keeper = HoleKeeper(self.gate, self.ledger, self._sever, clock.monotonic_s)
+        self.keeper = HoleKeeper(self.gate, self.ledger, clock.monotonic_s)
         self.enforcement = Enforcement(
             self.gate,
             self.gatehouse,
@@ -122,6 +124,13 @@ class Guard:
         self.connections = ConnectionLog(self.keeper.book.holders)
         self._intruders = Intruders(self.gatehouse, self.connections, self.keeper.book.holders)
         self._lost_when_learnt = 0
+        self.severance = self.keeper.severing = Severance(
+            self.connections.ends,
+            self.keeper.book.holders,
+            self.gate,
+            is_cut=lambda hole: any(hole.access in each for each in self.policy.cut),
+            may_cut=self._may_cut,
+        )
         self.recorder = ConnectionRecorder(self.connections, self.ledger, connection)
         self.reception = Reception(
             admission=self.admission,
@@ -239,6 +248,20 @@ class Guard:
         if known is None:
             known = self._local[target] = is_local_unicast(target)
         return known
+
+    def ended(self) -> bool:
+        """Enters connections that are over; whether more wait to be read."""
+        has_more = self.recorder.ended()
+        self.severance.forget_gone()
+        return has_more
+
+    def find_unended(self) -> Iterator[None]:
+        """Finds what an earlier run let in, and ends what may not go on; with pauses."""
+        yield from self.recorder.find_unended()
+        for records in self.severance.review(clock.now_us):
+            if records:
+                self.ledger.note(records, clock.now_us())
+            yield
 
     # What changes
 
@@ -490,6 +513,7 @@ class Guard:
             if self.lookout is not None:
                 last_to_first.callback(self.lookout.tend, now_us)
             last_to_first.callback(self.upkeep.tend, now_us)
+            last_to_first.callback(self.severance.forget_gone)
             last_to_first.callback(self.recorder.tend, now_us)
             last_to_first.callback(self._note_what_is_due, now_us)
             last_to_first.callback(self.keeper.expire, now_us)
@@ -557,11 +581,21 @@ class Guard:
         self.keeper.end(grants, why, clock.now_us())
         return len(grants)
 
-    def _sever(self, holes: Sequence[Hole]) -> int:
-        """Where it fails, the kernel's rule still stops the packets of these sessions."""
-        with self._tolerating_sessions(clock.now_us()):
-            return sessions.sever([hole for hole in holes if self.gatehouse.cuts(hole)])
-        return 0
+    def cut(self, choice: Choice) -> int:
+        """Ends connections at an operator's wish, of whatever service; how many there were."""
+        now_us = clock.now_us()
+        self.connections.ends.hear_beginnings()
+        found = dict(sessionlist.chosen(self.connections.ends, choice))
+        records = self.severance.cut(found, now_us, "cut by the operator")
+        self.ledger.note(records, now_us)
+        return sum(record.detail.get("count", 0) for record in records)
+
+    def _may_cut(self, hole: Hole) -> bool:
+        """Not where the gate observes, nor what is always open: there nobody needs a hole."""
+        return self.gatehouse.cuts(hole) and not any(
+            hole.source in rule.sources and any(hole.access in each for each in rule.accesses)
+            for rule in self.policy.always_open
+        )
 
     def _end_disallowed(self, now_us: int) -> None:
         """Ends what the registry and the policy, as they are now, would not grant."""

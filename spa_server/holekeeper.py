@@ -5,7 +5,7 @@ cut the sessions of `cut` services, to enter each end in the record, and after a
 a flushed ruleset, a failure) to make the kernel equal to the book again.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 from spa_server.audit import wording
@@ -14,7 +14,6 @@ from spa_server.audit.record import Event, Record
 from spa_server.firewall.elements import HoleLease, LiveHole
 from spa_server.grants import Grant, GrantBook
 from spa_server.hole import Hole
-from spa_server.policy.model import Sessions
 
 _SLACK_MS: Final = 1500
 
@@ -32,43 +31,67 @@ class HoleGate(Protocol):
         """The holes that are open."""
 
 
+class Severing(Protocol):
+    """What ends the connections that may not outlive their grants: spa_server/severance.py."""
+
+    in_doubt: bool
+
+    def before_end(self) -> None:
+        """Grants are about to end."""
+
+    def ended(self, grants: Sequence[Grant], now_us: int, why: str | None = None) -> list[Record]:
+        """These have; what is to be recorded."""
+
+    def opened(self, grants: Sequence[Grant]) -> None:
+        """These are new in the book. Raises FirewallError."""
+
+    def restore(self) -> None:
+        """The kernel may have forgotten what it was told. Raises FirewallError."""
+
+
 class HoleKeeper:
     """The book of grants, kept true in the kernel and in the record.
 
-    `sever` destroys the sessions that came through holes and says how many there were; `clock_s`
-    reads CLOCK_MONOTONIC. `in_doubt` is set while the kernel may not hold what the book says: the
-    daemon then tries `sync` until it succeeds.
+    `clock_s` reads CLOCK_MONOTONIC. While the kernel may not hold what the book says, it is
+    `in_doubt`: the daemon then tries `sync` until it succeeds. `severing` is set before anything is
+    granted: it needs the book.
     """
+
+    severing: Severing
 
     def __init__(
         self,
         gate: HoleGate,
         ledger: Ledger,
-        sever: Callable[[Sequence[Hole]], int],
         clock_s: Callable[[], float],
     ) -> None:
         self.book = GrantBook()
-        self.in_doubt = False
+        self._in_doubt = False
         self._gate = gate
         self._ledger = ledger
-        self._sever = sever
         self._clock_s = clock_s
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the kernel may not hold what the book says."""
+        return self._in_doubt or self.severing.in_doubt
 
     def open(self, grants: Sequence[Grant]) -> None:
         """Opens the holes of new grants. When it raises FirewallError, none of them is in force."""
         change = self.book.add(grants)
         try:
-            new = frozenset() if self.in_doubt else change.new
+            new = frozenset() if self._in_doubt else change.new
             self._gate.open(self._leases(change.open_until_s, new))
+            self.severing.opened(grants)
         except Exception:  # whatever it was: who knows what the kernel holds now
             self.book.end(grants)
-            self.in_doubt = True
+            self._in_doubt = True
             raise
 
     def adopt(self, grants: Sequence[Grant]) -> None:
         """Enters the grants of an earlier run; `sync` then sees to the kernel."""
         self.book.add(grants)
-        self.in_doubt = True
+        self._in_doubt = True
 
     def end(self, grants: Sequence[Grant], why: str, now_us: int) -> None:
         """Ends grants before their time, and records it.
@@ -77,27 +100,30 @@ class HoleKeeper:
         """
         if not grants:
             return
+        self.severing.before_end()
         change = self.book.end(grants)
         ended = [(grant, why) for grant in grants]
         try:
             self._gate.open(self._leases(change.open_until_s))
             self._gate.close(change.close)
         except Exception as error:
-            self.in_doubt = True
+            self._in_doubt = True
             records = [wording.granted(Event.HOLE_FAILED, g, now_us, str(error)) for g in grants]
             self._ledger.note(records, now_us, ended)
             raise
         records = [wording.granted(Event.HOLE_CLOSED, grant, now_us, why) for grant in grants]
-        records += self._cut(grants, now_us, why)
+        records += self.severing.ended(grants, now_us, why)
         self._ledger.note(records, now_us, ended)
 
     def expire(self, now_us: int) -> None:
         """Enters what the kernel has closed by itself, and cuts the sessions that end with it."""
-        over = self.book.expire(self._clock_s())
-        if not over:
+        end_s, now_s = self.book.next_end_s(), self._clock_s()
+        if end_s is None or end_s > now_s:
             return
+        self.severing.before_end()
+        over = self.book.expire(now_s)
         records = [wording.granted(Event.HOLE_EXPIRED, grant, now_us) for grant in over]
-        records += self._cut(over, now_us)
+        records += self.severing.ended(over, now_us)
         self._ledger.note(records, now_us, [(grant, "expired") for grant in over])
 
     def sync(self) -> tuple[list[Hole], list[Hole]]:
@@ -105,7 +131,7 @@ class HoleKeeper:
 
         A `once` hole that is gone has been used: it is not opened again. Raises FirewallError.
         """
-        self.in_doubt = True
+        self._in_doubt = True
         live = {found.hole: found.remaining_ms for found in self._gate.live_holes()}
         wanted = self.book.holes()
         extra = [hole for hole in live if hole not in wanted]
@@ -116,7 +142,8 @@ class HoleKeeper:
         }
         self._gate.close(extra)
         self._gate.open(self._leases(missing))
-        self.in_doubt = False
+        self.severing.restore()
+        self._in_doubt = False
         return list(missing), extra
 
     def _is_right(self, remaining_ms: int | None, until_s: float) -> bool:
@@ -131,20 +158,3 @@ class HoleKeeper:
             HoleLease(hole, max(1, round((end_s - now_s) * 1000)), hole in new)
             for hole, end_s in until_s.items()
         ]
-
-    def _cut(
-        self, grants: Sequence[Grant], now_us: int, why: str | None = None
-    ) -> Iterator[Record]:
-        """Destroys the sessions of `cut` grants, where no other grant holds the hole open.
-
-        Those of the same holes together, so that each line of the record leads back to its grant.
-        """
-        ended: dict[tuple[Hole, ...], list[Grant]] = {}
-        for grant in grants:
-            if grant.sessions is Sessions.CUT:
-                ended.setdefault(tuple(grant.holes), []).append(grant)
-        for holes, holders in ended.items():
-            closed = [hole for hole in holes if not self.book.holders(hole)]
-            count = self._sever(closed) if closed else 0
-            if count:
-                yield wording.severed(count, holders, now_us, why)

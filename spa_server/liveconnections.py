@@ -1,15 +1,19 @@
-"""The connections that were let in and have not ended: by conntrack's key, and by their source."""
+"""The connections that were let in and have not ended: by conntrack's key, by source, by hole."""
 
 from bisect import insort
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, TypeAlias
 
 from spa_protocol.layout import Address
 from spa_server.attribution import Permitted
 from spa_server.ctentry import key_of
-from spa_server.link import off_link
+from spa_server.flow import Flow
+from spa_server.hole import Hole
+from spa_server.link import link_of, off_link
 
 MAX_REMEMBERED: Final = 65_536
+
+_Place: TypeAlias = tuple[int, int, int, int, int, int]
 
 
 class LiveConnections:
@@ -25,6 +29,7 @@ class LiveConnections:
         self._count = 0
         self._by_key: dict[bytes, list[Permitted]] = {}
         self._by_source: dict[tuple[Address, int], list[bytes]] = {}
+        self._by_place: dict[_Place, dict[bytes, None]] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -48,6 +53,11 @@ class LiveConnections:
         keys = self._by_source.get((off_link(source), port), ())
         return [(key, self._by_key[key][-1]) for key in keys]
 
+    def through(self, hole: Hole) -> list[tuple[bytes, Permitted]]:
+        """The latest connection of each flow that may have come through a hole, with its key."""
+        keys = self._by_place.get(_place(hole), ())
+        return [(key, self._by_key[key][-1]) for key in keys]
+
     def add(self, permitted: Permitted) -> bytes | None:
         """Remembers a connection; its key, or None where there is no room."""
         if self._count >= self._limit:
@@ -59,6 +69,7 @@ class LiveConnections:
         if of_flow is None:
             self._by_key[key] = [permitted]
             self._by_source.setdefault((off_link(flow.source), flow.source_port), []).append(key)
+            self._by_place.setdefault(_place(flow), {})[key] = None
         else:
             insort(of_flow, permitted, key=lambda each: each.at_us)
         self._count += 1
@@ -85,6 +96,7 @@ class LiveConnections:
         if not of_flow:
             del self._by_key[key]
             self._forget_source(key, permitted)
+            self._forget_place(key, permitted)
         return True
 
     def _forget_source(self, key: bytes, permitted: Permitted) -> None:
@@ -93,3 +105,16 @@ class LiveConnections:
         keys.remove(key)
         if not keys:
             del self._by_source[source]
+
+    def _forget_place(self, key: bytes, permitted: Permitted) -> None:
+        place = _place(permitted.flow)
+        keys = self._by_place[place]
+        del keys[key]
+        if not keys:
+            del self._by_place[place]
+
+
+def _place(of: Flow | Hole) -> _Place:
+    """What a flow has in common with its hole. `ipaddress` takes long to hash what it prints."""
+    link = link_of(of.source, of.target)
+    return of.source.version, int(of.source), int(of.target), link, of.protocol, of.port

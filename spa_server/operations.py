@@ -7,7 +7,7 @@ from typing import Any
 
 from keys.when import rfc3339
 from spa_protocol import __version__
-from spa_server import clock, whois
+from spa_server import clock, sessionlist, whois
 from spa_server.activity import activity
 from spa_server.alignment.standing import config_is_current
 from spa_server.config import Mode
@@ -37,6 +37,8 @@ def handlers(guard: Guard, after: Callable[[], None]) -> dict[str, Handler]:
         "status": acting(_status),
         "holes": acting(_holes),
         "whois": acting(_whois),
+        "sessions": acting(_sessions),
+        "cut": acting(_cut),
         "activity": acting(activity),
         "close": acting(_close),
         "reload": acting(_reload),
@@ -137,6 +139,22 @@ def _whois(guard: Guard, request: dict[str, Any]) -> dict[str, Any]:
         guard.policy,
         guard.gatehouse.observed,
     )
+
+
+def _sessions(guard: Guard, request: dict[str, Any]) -> dict[str, Any]:
+    return sessionlist.answer(
+        guard.connections.ends,
+        sessionlist.Choice(request),
+        guard.keeper.book.holders,
+        severance=guard.severance,
+    )
+
+
+def _cut(guard: Guard, request: dict[str, Any]) -> dict[str, Any]:
+    choice = sessionlist.Choice(request)
+    if choice.is_everything and not request.get("all"):
+        raise ValueError("say which connections to cut, or all")
+    return {"cut": guard.cut(choice)}
 
 
 def _close(guard: Guard, request: dict[str, Any]) -> dict[str, Any]:

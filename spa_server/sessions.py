@@ -5,9 +5,9 @@ through ctnetlink, in pyroute2's message format. The messages travel over a sock
 pyroute2's own sockets each run an event loop, which cannot be done inside the daemon's.
 
 Which sessions have no socket here, and so are never severed or adopted: those forwarded to a
-container or another host. The kernel's `cut` rule stops their packets, and a session to a port that
-Docker publishes is known to conntrack from its first packet, because it is translated. SCTP has no
-way to destroy a socket from outside; the rule stops it too.
+container or another host. The kernel stops their packets (spa_server/severance.py), and a session
+to a port that Docker publishes is known to conntrack from its first packet, because it is
+translated. SCTP has no way to destroy a socket from outside; its packets are stopped too.
 
 Everything here needs CAP_NET_ADMIN, and blocks: some milliseconds to sever, 0.4 s to adopt a
 thousand sessions.
@@ -16,7 +16,7 @@ thousand sessions.
 import errno
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -26,6 +26,7 @@ from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, nfct_msg
 
 from spa_protocol.access import Access, Protocol
 from spa_protocol.layout import Address, unmapped
+from spa_server.flow import Flow
 from spa_server.hole import Hole
 from spa_server.link import on_link
 from spa_server.netlink import (
@@ -107,9 +108,17 @@ class Session:
         """What a knock for it would ask for, where this host serves."""
         return Access(self.protocol, self.local_port, self.local_port)
 
+    @property
+    def served(self) -> Flow:
+        """The flow, where the other end began it."""
+        source, target = self.ends
+        return Flow(source, self.remote_port, target, int(self.protocol), self.local_port)
 
-def sever(holes: Iterable[Hole]) -> int:
-    """Destroys every socket whose session came through one of these holes; returns how many.
+
+def sever(holes: Iterable[Hole], may_live: Callable[[Flow], bool]) -> list[Flow]:
+    """Destroys the sockets whose sessions came through these holes; which sessions these were.
+
+    Not those of which `may_live` says so.
 
     A TCP peer gets a reset. A UDP socket is destroyed if it is connected: one that serves many
     cannot be, and the hole's end stops its packets. Whoever holds the socket reads ECONNABORTED.
@@ -120,12 +129,12 @@ def sever(holes: Iterable[Hole]) -> int:
         if hole.protocol in _TIMEOUT_S:
             ways.setdefault((hole.protocol, hole.port), set()).add((hole.source, hole.target))
     with _netlink(NETLINK_SOCK_DIAG) as diag:
-        return sum(
-            _destroy(diag, session)
+        return [
+            session.served
             for (protocol, port), pairs in ways.items()
             for session in _sessions(diag, protocol, _DESTROYABLE, port)
-            if session.ends in pairs
-        )
+            if session.ends in pairs and not may_live(session.served) and _destroy(diag, session)
+        ]
 
 
 def adopt_established() -> int:

@@ -34,6 +34,8 @@ class _Detail(msgspec.Struct):
     permitted_at_us: int | None = None
     ambiguous: tuple[str, ...] = ()
     grants: tuple[int, ...] = ()
+    keys: tuple[str, ...] = ()
+    cut: bool = False
 
 
 _decoder = msgspec.json.Decoder(_Detail)
@@ -78,6 +80,8 @@ def _without_end(rows: Iterable[tuple[Any, ...]], ended: dict[_Name, int]) -> It
                 grant_id if isinstance(grant_id, int) else None,
                 more.ambiguous,
                 more.grants,
+                more.keys or ((key_id,) if isinstance(key_id, str) else ()),
+                more.cut,
             )
 
 

@@ -258,7 +258,7 @@ def following(kernel: Kernel) -> Ends:
     return ends
 
 
-ALICE = Permitted(flow(), NOW_US, "alice", "key", "roles.ops.allow[0]", 7)
+ALICE = Permitted(flow(), NOW_US, "alice", "key", "roles.ops.allow[0]", 7, keys=("key",))
 
 
 def test_an_end_says_what_the_beginning_did_and_how_much_there_was() -> None:

@@ -32,13 +32,17 @@ def rules_of(script: str, chain: str) -> list[str]:
 
 def test_the_default_plan_closes_every_port_whatever_it_comes_in_by() -> None:
     script = render(GatePlan())
+    ports = ". th sport . ip daddr . meta l4proto . th dport"
     assert "$" not in script
     assert rules_of(script, "gate") == [
         "iif lo accept",
         "meta l4proto != { tcp, udp, sctp, dccp, udplite } accept",
+        f"ip saddr {ports} @stopped4 goto stop4",
+        f"ip6 saddr {ports} @stopped6 goto stop6".replace("ip daddr", "ip6 daddr"),
         "jump session",
         "goto judge",
     ]
+    assert rules_of(script, "stop4")[-1] == rules_of(script, "stop6")[-1] == "drop"
     assert rules_of(script, "always_open") == []
     assert rules_of(script, "judge")[-1] == "goto deny"
     assert rules_of(script, "deny")[-1].endswith("drop")
@@ -119,7 +123,7 @@ def test_what_is_let_in_bears_the_mark_that_the_backstop_asks_for() -> None:
 def test_cut_ports_come_before_what_conntrack_says() -> None:
     cut = (WEB, Access(Protocol.TCP, 90, 95), SSH, Access(Protocol.SCTP, 7, 7))
     rules = rules_of(render(GatePlan(cut=cut)), "gate")
-    assert rules[2:5] == [
+    assert rules[4:7] == [
         "tcp dport { 22, 80-95 } jump cut",
         "sctp dport { 7 } jump cut",
         "jump session",

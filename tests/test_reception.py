@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from scapy.layers.inet import IP, TCP
 
 from keys.identity import Identity
 from spa_protocol.access import Access
@@ -18,14 +19,18 @@ from spa_server.addressing import Addressing
 from spa_server.audit.asking import Filter, ask
 from spa_server.audit.record import Event, Record
 from spa_server.capture.datagram import Datagram
+from spa_server.capture.nflog import NflogPacket
+from spa_server.connections import ConnectionLog
 from spa_server.doorkeeper import Moment
 from spa_server.firewall.elements import HoleLease, LiveHole
 from spa_server.firewall.kernel import FirewallError
+from spa_server.flow import Flow
 from spa_server.hole import Hole
 from spa_server.holekeeper import HoleKeeper
 from spa_server.reception import Joined, Reception
 from spa_server.replay import ReplayWindow
 from spa_server.ruling import Owner, Terms
+from spa_server.severance import Severance
 from tests.test_ledger import Book
 from tests.test_policy import policy
 from tests.world import CLIENT, HOST, NOW_US, SECOND, SSH, World, datagram, knock_at
@@ -39,7 +44,7 @@ class Kernel:
 
     holes: dict[Hole, int] = field(default_factory=dict)
     fails: bool = False
-    severed: list[Hole] = field(default_factory=list)
+    stopped: set[Flow] = field(default_factory=set)
 
     def _may(self) -> None:
         if self.fails:
@@ -58,9 +63,17 @@ class Kernel:
         self._may()
         return [LiveHole(hole, ms, 0, 0) for hole, ms in self.holes.items()]
 
-    def sever(self, holes: Iterable[Hole]) -> int:
-        self.severed += holes
-        return len(self.severed)
+    def stop_flows(self, flows: Iterable[Flow]) -> None:
+        self._may()
+        self.stopped |= set(flows)
+
+    def release_flows(self, flows: Iterable[Flow]) -> None:
+        self._may()
+        self.stopped -= set(flows)
+
+    def stopped_flows(self) -> list[Flow]:
+        self._may()
+        return list(self.stopped)
 
 
 class Host:
@@ -73,8 +86,15 @@ class Host:
         self.now_s = 1000.0
         self.owners: dict[str, Owner] = {}
         self.answers: list[tuple[Reply, Datagram]] = []
-        self.keeper = HoleKeeper(
-            self.kernel, self.book.ledger, self.kernel.sever, lambda: self.now_s
+        self.keeper = HoleKeeper(self.kernel, self.book.ledger, lambda: self.now_s)
+        self.log = ConnectionLog(self.keeper.book.holders)
+        self.log.ends.is_complete = True
+        self.keeper.severing = Severance(
+            self.log.ends,
+            self.keeper.book.holders,
+            self.kernel,
+            is_cut=lambda _hole: False,
+            may_cut=lambda _hole: True,
         )
         self.reception = Reception(
             admission=self.world.admission,
@@ -278,17 +298,43 @@ def test_a_close_is_only_for_what_is_ones_own(host: Host) -> None:
     assert reply.message == "nothing was open"
 
 
-def test_sessions_are_cut_with_the_last_grant_of_a_cut_hole(host: Host) -> None:
+def test_sessions_of_a_cut_hole_end_with_the_grants_of_whoever_may_have_begun_them(
+    host: Host,
+) -> None:
     postgres = Access.parse("tcp/5432")
     alice, bob = host.person("alice", "dba"), host.person("bob", "dba")
-    for who in (alice, bob):
+    flows = []
+    for source_port, who in ((1, alice), (2, bob)):
         host.receive(host.world.datagram(who, knock_at(NOW_US, postgres)))
-    host.receive(host.world.datagram(alice, Close(NOW_US, (postgres,), target=HOST)))
-    assert host.kernel.severed == []
+        flows.append(Flow(CLIENT, source_port, HOST, postgres.protocol, 5432))
+        packet = bytes(IP(src=str(CLIENT), dst=str(HOST)) / TCP(sport=source_port, dport=5432))
+        host.log.permitted([NflogPacket("permit", packet, 1)], NOW_US)
+    alone, shared = flows
+    host.receive(host.world.datagram(bob, Close(NOW_US, (postgres,), target=HOST)))
+    assert host.kernel.stopped == {shared}
     host.now_s += 31
     host.keeper.expire(NOW_US)
-    assert host.kernel.severed == [Hole(CLIENT, HOST, postgres.protocol, 5432)]
+    assert host.kernel.stopped == {alone, shared}
     assert ("connection.severed", None) in host.events()
+
+
+CUT = "tcp/5432: connections are cut when it closes; hold it open"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ([Access.parse("tcp/5432")], CUT),
+        ([SSH, Access.parse("tcp/5432")], CUT),
+        ([SSH], ""),
+    ],
+)
+def test_whoever_knocks_is_told_beforehand_which_sessions_are_cut(
+    host: Host, asked: list[Access], message: str
+) -> None:
+    alice = host.person("alice", "dba", "ops")
+    [reply] = host.receive(host.world.datagram(alice, knock_at(NOW_US, *asked)))
+    assert reply.message == message
 
 
 def test_a_full_disk_opens_nothing_and_the_client_is_told(host: Host) -> None:

@@ -12,6 +12,7 @@ from integration.lab import Host, Reach, Service, echoes, reached, wait_until
 from spa_protocol.access import Access, Protocol
 from spa_server.firewall.kernel import Gate
 from spa_server.firewall.plan import AlwaysOpen, GatePlan
+from spa_server.flow import Flow
 
 
 @both_families
@@ -279,3 +280,33 @@ def test_cut_leaves_alone_what_is_always_open_and_what_goes_out(
     with server.connection(client.v4, service.port) as outgoing:
         assert echoes(outgoing)
     elsewhere.stop()
+
+
+@both_families
+def test_a_stopped_flow_is_dropped_though_its_hole_is_open_and_no_other_is(
+    gate: Gate, server: Host, client: Host, service: Service, family: int
+) -> None:
+    source, target = address(client, family), address(server, family)
+    gate.apply(GatePlan(outer=()))
+    gate.open([lease(hole(source, target, service.port))])
+    source_port = next(ports)
+    flow = Flow(source, source_port, target, Protocol.TCP, service.port)
+    with (
+        client.connection(target, service.port, source_port=source_port) as stopped,
+        client.connection(target, service.port) as other,
+    ):
+        assert echoes(stopped)
+        gate.stop_flows([flow])
+        assert gate.stopped_flows() == [flow]
+        assert not echoes(stopped)
+        assert echoes(other)
+        gate.apply(GatePlan(outer=()))
+        gate.stop_flows([flow])
+        assert not echoes(stopped)
+        gate.release_flows([flow, flow])
+        assert gate.stopped_flows() == []
+        service.received.clear()
+        wait_until(lambda: service.received, what="what was sent, once it is released")
+    gate.stop_flows([flow])
+    with client.connection(target, service.port, source_port=source_port) as again:
+        assert reached(again) is Reach.SILENT

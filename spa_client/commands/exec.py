@@ -1,8 +1,7 @@
 """`spa-client exec`."""
 
-import threading
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,6 +11,7 @@ from keys.console import asker
 from keys.trouble import ExitCode, Trouble
 from spa_client import completing, knocking, running
 from spa_client.carriers import Answer
+from spa_client.commands.keeping import Keeping, Notes
 from spa_client.commands.options import (
     accesses_argument,
     accesses_of,
@@ -89,7 +89,7 @@ def exec_(
     found = knocking.find_host(host, options)
     wish = Wish(accesses_of(access, found), lifetime_s=lifetime, once=once)
     opened = knocking.open_key(found, options, asker())
-    holder = Holder(partial(knocking.aim, found, opened, wish, options), _Notes(found.name))
+    holder = Holder(partial(knocking.aim, found, opened, wish, options), Notes(found.name))
     with _Door(holder, closes=closes, quiet=quiet) as story:
         if story.exit_code is not ExitCode.FINE:
             note_all(story)
@@ -100,7 +100,7 @@ def exec_(
         argv, env = running.with_address(argv, address), running.environment(address)
         if not (closes or holds):
             return running.become(program, argv, env)
-        with _Keeping(holder) if holds else nullcontext():
+        with Keeping(holder) if holds else nullcontext():
             return running.watch(program, argv, env)
 
 
@@ -131,45 +131,3 @@ class _Door:
             return
         if story is not None and not (self.quiet and story.exit_code is ExitCode.FINE):
             note_all(story)
-
-
-@dataclass
-class _Keeping:
-    """Renews in a thread, for as long as the block lasts."""
-
-    holder: Holder
-    _end: threading.Event = field(default_factory=threading.Event)
-
-    def __enter__(self) -> None:
-        self._thread = threading.Thread(target=self._keep, daemon=True)
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _keep(self) -> None:
-        refused = self.holder.keep(self)
-        if refused is not None:
-            note_all(refused)
-
-    def wait(self, seconds: float | None) -> bool:
-        """For the holder."""
-        return self._end.wait(seconds)
-
-    def interruptible(self) -> AbstractContextManager[None]:
-        """For the holder: signals reach the main thread alone."""
-        return nullcontext()
-
-
-@dataclass(frozen=True)
-class _Notes:
-    """What happens while a program runs, on stderr."""
-
-    name: str
-
-    def tell(self, line: str) -> None:
-        note_line(f"{self.name}: {line}")
-
-    def show(self, left_s: float, renewals: int) -> None:
-        """No countdown: the terminal is the program's."""

@@ -12,6 +12,7 @@ from keys.console import Parsed, asker, say
 from keys.identity import Identity
 from keys.trouble import ExitCode, Trouble
 from spa_client import closing, knocking, unconnected
+from spa_client.commands.keeping import Keeping, Notes
 from spa_client.commands.options import (
     how_to_connect,
     lifetime_option,
@@ -23,6 +24,7 @@ from spa_client.compose import Wish
 from spa_client.config import Host
 from spa_client.doorway import Attempt, Doorway
 from spa_client.forwarding import Forward, Forwarder, Gateway, is_loopback, listen, parse_forward
+from spa_client.holding import Holder
 from spa_client.knocking import Options
 from spa_client.stopping import Stopping
 
@@ -43,12 +45,14 @@ from spa_client.stopping import Stopping
 )
 @click.option("-v", "--verbose", is_flag=True, help="Tell each connection.")
 @click.option("--close", "closes", is_flag=True, help="Close what was opened when it ends.")
+@click.option("--hold", "holds", is_flag=True, help="Knock at once, and renew it until the end.")
 @with_options(lifetime_option, once_option, *how_to_connect)
 def forward(
     *,
     forward: tuple[Forward, ...],
     verbose: bool,
     closes: bool,
+    holds: bool,
     lifetime: int,
     once: bool,
     **how: Any,
@@ -61,11 +65,14 @@ def forward(
     stands in square brackets. Whoever reaches a BIND comes in with your key.
 
     Connections that come at once share a knock. It runs until Ctrl-C, which cuts what is joined.
+    Some services cut connections when their hole closes, which is told: --hold keeps it open.
     """
+    if once and holds:
+        raise click.UsageError("--once and --hold exclude each other")
     options = Options(**how)
     keys: dict[Path, Identity] = {}
     with contextlib.ExitStack() as stack:
-        gateways = []
+        gateways, holders = [], []
         for each in forward:
             host = knocking.find_host(each.host, options)
             if host.key not in keys:
@@ -73,13 +80,28 @@ def forward(
             wish = Wish((each.access,), lifetime_s=lifetime, once=once)
             aim = partial(knocking.aim, host, keys[host.key], wish, options)
             listeners = [stack.enter_context(listener) for listener in listen(each)]
-            tell = partial(_tell, host, each, verbose)
+            tell = _Teller(host, each, verbose=verbose)
+            if holds:
+                holders.append(Holder(aim, Notes(f"{host.name} {each.access}")))
             gateways.append(Gateway(each, listeners, Doorway(aim, each.access, once=once), tell))
         with Stopping() as stopping:
             for gateway in gateways:
                 _tell_listening(gateway)
+            for holder in holders:
+                try:
+                    with stopping.interruptible():
+                        story = holder.open()
+                except KeyboardInterrupt:
+                    return ExitCode.INTERRUPTED
+                note_all(story)
+                if story.exit_code is not ExitCode.FINE:
+                    return story.exit_code
+                stack.enter_context(Keeping(holder))
             Forwarder(gateways).run(stopping)
     if closes:
+        for holder in holders:
+            with contextlib.suppress(Trouble):
+                holder.give_back()
         _close(gateways)
     return ExitCode.FINE
 
@@ -97,14 +119,27 @@ def _written(listener: socket.socket) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def _tell(host: Host, forward: Forward, verbose: bool, outcome: Attempt | Trouble) -> None:
-    if isinstance(outcome, Trouble):
-        note_line(f"{host.name} {forward.access}: {outcome}")
-    elif outcome.race.winner is None:
-        for line in unconnected.reasons(outcome.knocking, outcome.race):
-            note_line(line)
-    elif verbose:
-        note_line(f"{host.name} {forward.access}: connected to {outcome.race.winner.answer.target}")
+class _Teller:
+    """Tells what became of each connection; what the server says of one that came in, once."""
+
+    def __init__(self, host: Host, forward: Forward, *, verbose: bool) -> None:
+        self._what = f"{host.name} {forward.access}"
+        self._verbose = verbose
+        self._said = ""
+
+    def __call__(self, outcome: Attempt | Trouble) -> None:
+        if isinstance(outcome, Trouble):
+            note_line(f"{self._what}: {outcome}")
+        elif outcome.race.winner is None:
+            for line in unconnected.reasons(outcome.knocking, outcome.race):
+                note_line(line)
+        else:
+            answer = outcome.race.winner.answer
+            if self._verbose:
+                note_line(f"{self._what}: connected to {answer.target}")
+            if answer.reply.message and answer.reply.message != self._said:
+                self._said = answer.reply.message
+                note_line(f"{self._what}: the server says: {self._said}")
 
 
 def _close(gateways: list[Gateway]) -> None:

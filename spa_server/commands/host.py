@@ -1,6 +1,7 @@
 """`spa-server init`, `run`, and what is asked of a running daemon: status, holes, close, reload."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -95,23 +96,34 @@ def status(path: Path | None, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def holes(path: Path | None, as_json: bool) -> None:
-    """The holes that are open: whose, from where, to what, and for how long."""
+    """The holes that are open: whose, from where, to what, and for how long.
+
+    A hole that several grants hold is one row with all of them; --json has each grant.
+    """
     found = ask(load_config(path), do="holes")["holes"]
     if as_json:
         print_json(found)
         return
+    held: dict[tuple[str, str, str, bool], list[dict[str, Any]]] = {}
+    for grant in found:
+        hole = (grant["source"], grant["target"], grant["access"], grant["once"])
+        held.setdefault(hole, []).append(grant)
     rows = [
         (
-            str(hole["grant"]),
-            hole["identity"],
-            hole["source"],
-            hole["target"],
-            hole["access"],
-            f"{hole['remaining_s']:.0f} s" if hole["open"] else "used",
+            ", ".join(str(grant["grant"]) for grant in grants),
+            ", ".join(dict.fromkeys(grant["identity"] for grant in grants)),
+            *hole[:3],
+            _left(grants),
         )
-        for hole in found
+        for hole, grants in held.items()
     ]
     click.echo(table(("GRANT", "IDENTITY", "SOURCE", "TARGET", "ACCESS", "LEFT"), rows))
+
+
+def _left(grants: list[dict[str, Any]]) -> str:
+    """A hole is open for as long as its longest grant."""
+    open_s = [grant["remaining_s"] for grant in grants if grant["open"]]
+    return f"{max(open_s):.0f} s" if open_s else "used"
 
 
 @click.command("close")

@@ -18,6 +18,7 @@ from spa_server import netlink
 from spa_server.firewall import nftables
 from spa_server.firewall.gate import TABLE
 from spa_server.firewall.nftables import Count, Request, decode_count
+from spa_server.flow import Flow
 from spa_server.hole import Hole
 from spa_server.link import on_link
 from spa_server.netlink import NFGENMSG, NLM_F_CREATE, NLM_F_EXCL, Message
@@ -26,6 +27,8 @@ ADMITTED: Final = "admitted"
 HOLE_SETS: Final = ("holes4", "holes6", "once4", "once6", "link_holes6", "link_once6")
 DENIED_SETS: Final = ("denied4", "denied6")
 OBSERVED_SETS: Final = ("observed4", "observed6")
+STOPPED_SETS: Final = ("stopped4", "stopped6")
+STOPPED_MS: Final = 7 * 86_400_000  # as in gate.nft
 
 # The elements of one message are one attribute, whose length is 16 bits wide.
 MAX_ELEMENTS: Final = 900
@@ -44,6 +47,7 @@ _EXPR_DATA: Final = 2
 
 _PROTOCOL_AND_PORT: Final = struct.Struct(">B3xH2x")
 _INDEX: Final = struct.Struct("=I")  # of an interface, as the machine has it
+_PORT: Final = struct.Struct(">H2x")
 
 Lease: TypeAlias = tuple[bytes, int]
 
@@ -149,6 +153,30 @@ def decode_hole(set_name: str, key: bytes) -> Hole:
         port=port,
         once="once" in set_name,
     )
+
+
+def stopped_set(flow: Flow) -> str:
+    """The name of the set that holds it where it is stopped."""
+    return f"stopped{flow.source.version}"
+
+
+def flow_key(flow: Flow) -> bytes:
+    """20 bytes for IPv4, 44 for IPv6: source, its port, target, protocol, port."""
+    return (
+        flow.source.packed
+        + _PORT.pack(flow.source_port)
+        + flow.target.packed
+        + _PROTOCOL_AND_PORT.pack(flow.protocol, flow.port)
+    )
+
+
+def decode_flow(set_name: str, key: bytes) -> Flow:
+    """The inverse of `flow_key`."""
+    size = _address_size(set_name)
+    (source_port,) = _PORT.unpack_from(key, size)
+    protocol, port = _PROTOCOL_AND_PORT.unpack_from(key, 2 * size + _PORT.size)
+    target = ip_address(key[size + _PORT.size : 2 * size + _PORT.size])
+    return Flow(ip_address(key[:size]), source_port, target, protocol, port)
 
 
 def decode_denial(set_name: str, element: Element) -> Denial:

@@ -16,6 +16,7 @@ from spa_server.firewall.elements import Denial, Element, HoleLease, Lease, Live
 from spa_server.firewall.gate import TABLE
 from spa_server.firewall.nftables import Count, Request
 from spa_server.firewall.plan import GatePlan
+from spa_server.flow import Flow
 from spa_server.hole import Hole
 from spa_server.netlink import (
     NETLINK_NETFILTER,
@@ -201,6 +202,31 @@ class Gate:
         others not.
         """
         self._delete((elements.hole_set(hole), elements.hole_key(hole)) for hole in holes)
+
+    def stop_flows(self, flows: Iterable[Flow]) -> None:
+        """Stops the packets of these flows, whatever holes are open: for a week since the last."""
+        wanted: dict[str, dict[bytes, None]] = {}
+        for flow in flows:
+            wanted.setdefault(elements.stopped_set(flow), {})[elements.flow_key(flow)] = None
+        requests = [
+            request
+            for name, keys in wanted.items()
+            for request in elements.add(name, [(key, elements.STOPPED_MS) for key in keys])
+        ]
+        if failures := self._transact(requests):
+            raise _worst("stopping connections", failures)
+
+    def release_flows(self, flows: Iterable[Flow]) -> None:
+        """Lets flows go on that were stopped. One that was not is no error."""
+        self._delete((elements.stopped_set(flow), elements.flow_key(flow)) for flow in flows)
+
+    def stopped_flows(self) -> list[Flow]:
+        """Every flow that is stopped."""
+        return [
+            elements.decode_flow(name, element.key)
+            for name in elements.STOPPED_SETS
+            for element in self._elements(name)
+        ]
 
     def live_holes(self) -> list[LiveHole]:
         """Every hole that is open."""
