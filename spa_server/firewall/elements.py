@@ -126,6 +126,21 @@ def hole_set(hole: Hole) -> str:
     return f"{'once' if hole.once else 'holes'}{hole.source.version}"
 
 
+def tries_set(hole: Hole) -> str:
+    """The name of the set that says that a handshake may be tried at a `once` hole."""
+    return f"tries{hole.source.version}"
+
+
+def begun_set(hole: Hole) -> str:
+    """The name of the set that limits what may begin at a hole."""
+    return f"begun{hole.source.version}"
+
+
+def sets_of(hole: Hole) -> tuple[str, ...]:
+    """The names of the sets in which it is while it is open."""
+    return (hole_set(hole), tries_set(hole)) if hole.once else (hole_set(hole),)
+
+
 def hole_key(hole: Hole) -> bytes:
     """16 bytes for IPv4, 40 for IPv6: source, target, protocol, port."""
     place = _PROTOCOL_AND_PORT.pack(hole.protocol, hole.port)
@@ -204,6 +219,21 @@ def put_one(set_name: str, key: bytes, timeout_ms: int, *, are_new: bool) -> lis
     """
     added = add(set_name, [(key, timeout_ms)], only_new=True)
     return added if are_new else [*delete(set_name, [key]), *added]
+
+
+def put_tries(lease: HoleLease, *, are_new: bool) -> list[Request]:
+    """Requests after which a handshake may be tried at a `once` hole, as long as it is open."""
+    leases = [(hole_key(lease.hole), lease.timeout_ms)]
+    return put_all(tries_set(lease.hole), leases, are_new=are_new)
+
+
+def take_out(set_name: str, keys: Sequence[bytes], *, are_new: bool) -> list[Request]:
+    """Requests after which the keys are not there; `are_new`: they may not have been before.
+
+    What is missing cannot be deleted, so it is added first. No packet meets it.
+    """
+    added = add(set_name, [(key, 1) for key in keys]) if are_new else []
+    return [*added, *delete(set_name, keys)]
 
 
 def dump_request(set_name: str) -> bytes:
