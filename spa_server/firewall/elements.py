@@ -77,7 +77,8 @@ class HoleLease(msgspec.Struct, frozen=True):
 class LiveHole(msgspec.Struct, frozen=True):
     """A hole as the kernel holds it, and what has come in through it.
 
-    `packets` and `bytes` count the first packets of connections, and all packets to a `cut` port.
+    `packets` and `bytes` count the first packets of flows and those that complete a handshake, and
+    all packets to a `cut` port. A `once` hole counts nothing.
     """
 
     hole: Hole
