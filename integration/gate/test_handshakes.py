@@ -145,6 +145,27 @@ def test_what_begins_at_a_hole_is_limited_until_its_owner_knocks_again(
     assert client.reach_tcp(server.v4, service.port) is Reach.OPEN
 
 
+def test_datagrams_of_many_flows_are_limited_and_those_of_a_known_one_go_on(
+    gate: Gate, server: Host, client: Host, service: Service
+) -> None:
+    gate.open([lease(hole(client.v4, server.v4, service.port, Protocol.UDP))])
+    with client.new_socket(socket.AF_INET, socket.SOCK_DGRAM) as known:
+        known.connect((str(server.v4), service.port))
+        assert echoes(known)
+        with Log(622) as log, raw_udp(client) as made:
+            for source_port in range(20_000, 26_000):
+                datagram = struct.pack(">HHHH", source_port, service.port, 9, 0) + b"x"
+                made.sendto(datagram, (str(server.v4), 0))
+            limited = gate.counters()["holes_limited"].packets
+            assert limited > 2000
+            assert len(log.prefixes()) == 6000 - limited
+        assert echoes(known)
+
+
+def raw_udp(host: Host) -> socket.socket:
+    return host.new_socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
+
+
 @pytest.mark.parametrize("once", [False, True])
 def test_sctp_is_let_in_by_the_cookie(
     gate: Gate, server: Host, client: Host, port: int, once: bool
