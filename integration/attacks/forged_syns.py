@@ -23,6 +23,7 @@ HEAVY: Final = 30_000
 MODERATE: Final = 5_000
 LIGHT: Final = 1_000
 TRIES: Final = 5
+WITHIN_S: Final = 3.0  # a SYN is repeated after one
 
 # What a host behind any firewall does with an answer to what it never sent: nothing.
 DEAF: Final = """
@@ -120,9 +121,9 @@ def connects_once(person: Person, at: Host, server: Host) -> bool:
     """Whether a hole for one connection gives its owner that one, and then no other."""
     if person.knock(at, f"tcp/{VOTE}", check=False).returncode:
         return False
-    with at.connection(server.v4, VOTE) as first, at.connection(server.v4, VOTE) as second:
-        came = reached(first) is Reach.OPEN and echoes(first)
-        return came and reached(second, 0) is Reach.SILENT
+    with at.connection(server.v4, VOTE) as first:
+        came = reached(first, WITHIN_S) is Reach.OPEN and echoes(first, within_s=WITHIN_S)
+        return came and at.reach_tcp(server.v4, VOTE) is Reach.SILENT
 
 
 def size_kb(directory: Path) -> int:
