@@ -1,7 +1,7 @@
 """Whose a connection is: the grants that let it in, at that time, and the lines that say so.
 
-1.  What held the hole open when the first packet came counts, and nothing that came later: not a
-    renewal, not the hole's end.
+1.  What held the hole open when the connection was let in counts, and nothing that came later: not
+    a renewal, not the hole's end. It is let in by the packet that completes its handshake.
 2.  A `once` hole is used before an ordinary one, as the gate asks for them in this order.
 3.  Of several grants of one identity the latest counts. Where several identities share the source
     address nobody can tell them apart: the line names all (`ambiguous`, and their `grants`), and

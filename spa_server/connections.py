@@ -1,8 +1,9 @@
 """Connections as the gate logs them: permitted, severed or denied, with a name where there is one.
 
-The first packet of a permitted connection is logged to group 622, that of a denied (source,
-protocol, port) to group 623, also where the gate observes and lets it in: docs/architecture.md,
-"In the kernel". How they end, conntrack tells: spa_server/ends.py.
+What completes the handshake of a permitted connection, or its first datagram, is logged to group
+622, the first packet of a denied (source, protocol, port) to group 623, also where the gate
+observes and lets it in: docs/architecture.md, "In the kernel". How they end, conntrack tells:
+spa_server/ends.py.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -22,10 +22,14 @@ LISTED = """\
 		meta l4proto != tcp meta l4proto != udp meta l4proto != sctp meta l4proto != dccp \
 meta l4proto != udplite accept
 		meta priority 5350:0 meta priority set none accept
-		ct state established tcp flags != syn / syn,ack accept
+		ct state established tcp flags != syn / syn,ack ct label != 126 / 126,127 accept
+		ct state established tcp flags != syn / syn,ack ct direction reply accept
 		ct state established meta l4proto tcp ct direction reply ct status ! assured accept
 		ct state established meta l4proto udp accept
-		ct state established meta l4proto sctp ct original proto-dst != 0 @th,96,8 != 0x1 accept
+		ct state established meta l4proto sctp ct original proto-dst != 0 @th,96,8 != 0x1 \
+@th,96,8 != 0xa ct label != 126 / 126,127 accept
+		ct state established meta l4proto sctp ct original proto-dst != 0 @th,96,8 != 0x1 \
+ct direction reply accept
 		ct state established meta l4proto != tcp meta l4proto != udp meta l4proto != sctp \
 ct original proto-dst != 0x0 [invalid type] accept
 		iifname != "lan" iifname != "wan" fib daddr type != local fib daddr type != broadcast \

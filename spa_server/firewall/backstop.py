@@ -90,6 +90,8 @@ _SOURCE: Final = {4: (12, 4), 6: (8, 16)}  # where it is in the header, and its 
 _IP6_DESTINATION: Final = 24
 _ESTABLISHED: Final = 1 << 1
 _ASSURED: Final = 1 << 2
+_BEGUN: Final = 126  # the gate's labels: gate.nft, chain `session`
+_LET_IN: Final = 127
 _NAME_SIZE: Final = 16
 
 _LETS_GO_WITHIN_S: Final = 5.0
@@ -322,26 +324,43 @@ def _protocol(number: int) -> Rule:
 
 def _established() -> Iterator[Rule]:
     """As in the gate's chain `session`: a SYN does not ride in on what is only remembered, but may
-    meet one of this host's own; no INIT of SCTP rides in either; and where conntrack knows no ports
-    one flow would vouch for all."""
+    meet one of this host's own; no INIT or COOKIE ECHO of SCTP rides in either; what a hole let
+    begin has to be completed by one; and where conntrack knows no ports one flow would vouch for
+    all."""
     established = (
         ex.track(Track.STATE),
         ex.mask_number(_ESTABLISHED),
         ex.compare_number(Is.OTHER, 0),
     )
+    of_its_own = ex.track(Track.DIRECTION), ex.compare(Is.EQUAL, b"\1")
+    let_in = (
+        ex.track(Track.LABELS),
+        ex.mask(_labels(_BEGUN, _LET_IN)),
+        ex.compare(Is.OTHER, _labels(_BEGUN)),
+    )
     flags = ex.payload(Base.TRANSPORT, 13, 1), ex.mask(b"\x12")
-    meets_own = (
-        *(ex.track(Track.DIRECTION), ex.compare(Is.EQUAL, b"\1")),
-        *(ex.track(Track.STATUS), ex.mask_number(_ASSURED), ex.compare_number(Is.EQUAL, 0)),
+    no_syn = *flags, ex.compare(Is.OTHER, b"\2")
+    not_assured = (
+        ex.track(Track.STATUS),
+        ex.mask_number(_ASSURED),
+        ex.compare_number(Is.EQUAL, 0),
     )
     has_ports = ex.track(Track.DESTINATION_PORT), ex.compare(Is.OTHER, bytes(2))
     no_init = ex.payload(Base.TRANSPORT, 12, 1), ex.compare(Is.OTHER, b"\1")
-    yield *established, *_protocol(Protocol.TCP), *flags, ex.compare(Is.OTHER, b"\2"), _ACCEPT
-    yield *established, *_protocol(Protocol.TCP), *meets_own, _ACCEPT
+    tcp = *established, *_protocol(Protocol.TCP)
+    yield *tcp, *no_syn, *let_in, _ACCEPT
+    yield *tcp, *no_syn, *of_its_own, _ACCEPT
+    yield *tcp, *of_its_own, *not_assured, _ACCEPT
     yield *established, *_protocol(Protocol.UDP), _ACCEPT
-    yield *established, *_protocol(Protocol.SCTP), *has_ports, *no_init, _ACCEPT
+    sctp = *established, *_protocol(Protocol.SCTP), *has_ports, *no_init
+    yield *sctp, ex.compare(Is.OTHER, b"\n"), *let_in, _ACCEPT
+    yield *sctp, *of_its_own, _ACCEPT
     others = ex.meta(Meta.PROTOCOL), *_none_of(tuple(Protocol), 1)
     yield *established, *others, *has_ports, _ACCEPT
+
+
+def _labels(*numbers: int) -> bytes:
+    return sum(1 << number for number in numbers).to_bytes(16, sys.byteorder)
 
 
 def _dhcp() -> Iterator[Rule]:

@@ -83,7 +83,8 @@ class HoleLease(msgspec.Struct, frozen=True):
 class LiveHole(msgspec.Struct, frozen=True):
     """A hole as the kernel holds it, and what has come in through it.
 
-    `packets` and `bytes` count the first packets of connections, and all packets to a `cut` port.
+    `packets` and `bytes` count the first packets of flows and those that complete a handshake, and
+    all packets to a `cut` port. A `once` hole counts nothing.
     """
 
     hole: Hole
@@ -129,8 +130,27 @@ def _require_end(timeout_ms: int) -> None:
 
 def hole_set(hole: Hole) -> str:
     """The name of the set that holds it."""
+    return _set_for("once" if hole.once else "holes", hole)
+
+
+def tries_set(hole: Hole) -> str:
+    """The name of the set that says that a handshake may be tried at a `once` hole."""
+    return _set_for("tries", hole)
+
+
+def begun_set(hole: Hole) -> str:
+    """The name of the set that limits what may begin at a hole."""
+    return _set_for("begun", hole)
+
+
+def _set_for(what: str, hole: Hole) -> str:
     link = "link_" if hole.interface else ""
-    return f"{link}{'once' if hole.once else 'holes'}{hole.source.version}"
+    return f"{link}{what}{hole.source.version}"
+
+
+def sets_of(hole: Hole) -> tuple[str, ...]:
+    """The names of the sets in which it is while it is open."""
+    return (hole_set(hole), tries_set(hole)) if hole.once else (hole_set(hole),)
 
 
 def hole_key(hole: Hole) -> bytes:
@@ -238,6 +258,21 @@ def put_one(set_name: str, key: bytes, timeout_ms: int, *, are_new: bool) -> lis
     """
     added = add(set_name, [(key, timeout_ms)], only_new=True)
     return added if are_new else [*delete(set_name, [key]), *added]
+
+
+def put_tries(lease: HoleLease, *, are_new: bool) -> list[Request]:
+    """Requests after which a handshake may be tried at a `once` hole, as long as it is open."""
+    leases = [(hole_key(lease.hole), lease.timeout_ms)]
+    return put_all(tries_set(lease.hole), leases, are_new=are_new)
+
+
+def take_out(set_name: str, keys: Sequence[bytes], *, are_new: bool) -> list[Request]:
+    """Requests after which the keys are not there; `are_new`: they may not have been before.
+
+    What is missing cannot be deleted, so it is added first. No packet meets it.
+    """
+    added = add(set_name, [(key, 1) for key in keys]) if are_new else []
+    return [*added, *delete(set_name, keys)]
 
 
 def dump_request(set_name: str) -> bytes:

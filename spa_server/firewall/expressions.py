@@ -57,6 +57,7 @@ class Track(IntEnum):
     DIRECTION = 1
     STATUS = 2
     DESTINATION_PORT = 12
+    LABELS = 13
 
 
 class Base(IntEnum):

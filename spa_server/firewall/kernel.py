@@ -177,7 +177,7 @@ class Gate:
     def open(self, leases: Iterable[HoleLease]) -> None:
         """Opens holes in one transaction; one that is open gets the new timeout, longer or shorter.
 
-        Of several leases of one hole the last counts.
+        Of several leases of one hole the last counts. As much may begin at it as at a new one.
         """
         wanted = {
             (elements.hole_set(lease.hole), elements.hole_key(lease.hole)): lease
@@ -186,8 +186,12 @@ class Gate:
         puts: list[tuple[_Put, bool]] = []
         lasting: dict[tuple[str, bool], list[Lease]] = {}
         for (name, key), lease in wanted.items():
+            if not lease.is_new:
+                forget = partial(elements.take_out, elements.begun_set(lease.hole), [key])
+                puts.append((forget, True))
             if lease.hole.once:
                 puts.append((partial(elements.put_one, name, key, lease.timeout_ms), True))
+                puts.append((partial(elements.put_tries, lease), True))
             else:
                 lasting.setdefault((name, lease.is_new), []).append((key, lease.timeout_ms))
         for (name, are_new), some in lasting.items():
@@ -201,7 +205,9 @@ class Gate:
         entry would be made anew by the host's next packet. After an error some may be closed and
         others not.
         """
-        self._delete((elements.hole_set(hole), elements.hole_key(hole)) for hole in holes)
+        self._delete(
+            (name, elements.hole_key(hole)) for hole in holes for name in elements.sets_of(hole)
+        )
 
     def stop_flows(self, flows: Iterable[Flow]) -> None:
         """Stops the packets of these flows, whatever holes are open: for a week since the last."""

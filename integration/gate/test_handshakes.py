@@ -1,0 +1,388 @@
+"""What a hole lets in is what completed a handshake: ADR 19."""
+
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv6Address
+
+import pytest
+from scapy.layers.inet import IP, TCP
+from scapy.layers.sctp import (
+    SCTP,
+    SCTPChunkAbort,
+    SCTPChunkCookieEcho,
+    SCTPChunkData,
+    SCTPChunkInit,
+    SCTPChunkInitAck,
+)
+from scapy.packet import Packet
+
+from integration.attacks.forged_syns import forging
+from integration.gate import ONLY_THIS_HOST, Log, address, both_families, hole, lease, ports
+from integration.lab import Host, Reach, Service, echoes, reached, wait_until
+from spa_protocol.access import Access, Protocol
+from spa_server.firewall.kernel import Gate
+from spa_server.firewall.plan import GatePlan
+from spa_server.link import on_link
+
+ACK_HELD_BACK = """
+table inet held {
+  chain out {
+    type filter hook output priority 0
+    tcp flags & (syn | rst | ack) == ack drop
+  }
+}
+"""
+
+
+@contextmanager
+def half_open(client: Host) -> Iterator[None]:
+    """Meanwhile connections from there are answered, and never completed."""
+    client.run(["nft", "-f", "-"], text=ACK_HELD_BACK)
+    try:
+        yield
+    finally:
+        client.run(["nft", "delete", "table", "inet", "held"])
+
+
+@both_families
+def test_a_syn_is_no_connection_and_what_completes_it_is_one(
+    gate: Gate, server: Host, client: Host, service: Service, family: int
+) -> None:
+    target = address(server, family)
+    gate.open([lease(hole(address(client, family), target, service.port))])
+    with Log(622) as log:
+        with half_open(client):
+            stream = client.connection(target, service.port)
+            assert reached(stream) is Reach.OPEN
+            assert log.prefixes() == []
+        assert echoes(stream)
+        assert echoes(stream)
+        assert log.prefixes() == ["permit"]
+        stream.close()
+
+
+@both_families
+def test_of_many_that_were_answered_once_lets_one_in(
+    gate: Gate, server: Host, client: Host, service: Service, family: int
+) -> None:
+    target = address(server, family)
+    gate.open([lease(hole(address(client, family), target, service.port, once=True))])
+    with Log(622) as log:
+        with half_open(client):
+            streams = [client.connection(target, service.port) for _ in range(5)]
+            assert {reached(stream) for stream in streams} == {Reach.OPEN}
+            assert len(gate.live_holes()) == 1
+        assert [echoes(stream) for stream in streams].count(True) == 1
+        assert [echoes(stream) for stream in streams].count(True) == 1
+        assert log.prefixes() == ["permit"]
+    assert gate.live_holes() == []
+    assert client.reach_tcp(target, service.port) is Reach.SILENT
+
+
+def test_a_handshake_that_its_hole_did_not_outlive_is_not_completed(
+    gate: Gate, server: Host, client: Host, service: Service
+) -> None:
+    """Else whoever is revoked could keep what they have begun, as a reserve."""
+    own = hole(client.v4, server.v4, service.port)
+    gate.open([lease(own)])
+    with half_open(client):
+        stream = client.connection(server.v4, service.port)
+        assert reached(stream) is Reach.OPEN
+        gate.close([own])
+    assert not echoes(stream)
+    assert service.received == []
+    gate.open([lease(own)])
+    wait_until(lambda: service.received, what="the repeated segment, once there is a hole")
+
+
+def test_a_handshake_completed_by_a_fin_takes_a_once_hole_too(
+    gate: Gate, server: Host, client: Host, service: Service
+) -> None:
+    """conntrack does not call that one assured, but the service gets its data."""
+    gate.open([lease(hole(client.v4, server.v4, service.port, once=True))])
+    with Log(622) as log:
+        streams = []
+        with half_open(client):
+            for _ in range(2):
+                stream = client.connection(server.v4, service.port)
+                assert reached(stream) is Reach.OPEN
+                stream.send(b"last words")
+                stream.shutdown(socket.SHUT_WR)
+                streams.append(stream)
+        wait_until(lambda: service.received, what="the repeated segment")
+        time.sleep(1)
+        assert service.received == [b"last words"]
+        assert log.prefixes() == ["permit"]
+
+
+def test_forged_syns_take_nothing_from_the_owner(
+    gate: Gate, server: Host, client: Host, stranger: Host, service: Service
+) -> None:
+    own = hole(client.v4, server.v4, service.port, once=True)
+    gate.open([lease(own)])
+    with Log(622) as log, forging(stranger, client, server, service.port, 2000):
+        time.sleep(0.5)
+        assert log.prefixes() == []
+        assert [live.hole for live in gate.live_holes()] == [own]
+        with client.connection(server.v4, service.port) as stream:
+            assert reached(stream) is Reach.OPEN
+            assert echoes(stream)
+        assert gate.live_holes() == []
+        assert log.prefixes() == ["permit"]
+
+
+def test_what_begins_at_a_hole_is_limited_until_its_owner_knocks_again(
+    gate: Gate, server: Host, client: Host, stranger: Host, service: Service
+) -> None:
+    own, other = (hole(client.v4, server.v4, p) for p in (service.port, next(ports)))
+    gate.open([lease(own), lease(other)])
+    with forging(stranger, client, server, service.port, 30_000):
+        wait_until(lambda: gate.counters()["holes_limited"].packets > 1000)
+    begun = gate.counters()["handshakes_begun"].packets
+    assert 8192 <= begun < 12_000
+    with forging(stranger, client, server, other.port, 1000):
+        wait_until(lambda: gate.counters()["handshakes_begun"].packets > begun + 500)
+    gate.open([lease(own)])
+    assert client.reach_tcp(server.v4, service.port) is Reach.OPEN
+
+
+def test_datagrams_of_many_flows_are_limited_and_those_of_a_known_one_go_on(
+    gate: Gate, server: Host, client: Host, service: Service
+) -> None:
+    gate.open([lease(hole(client.v4, server.v4, service.port, Protocol.UDP))])
+    with client.new_socket(socket.AF_INET, socket.SOCK_DGRAM) as known:
+        known.connect((str(server.v4), service.port))
+        assert echoes(known)
+        with Log(622) as log, raw_udp(client) as made:
+            for source_port in range(20_000, 26_000):
+                datagram = struct.pack(">HHHH", source_port, service.port, 9, 0) + b"x"
+                made.sendto(datagram, (str(server.v4), 0))
+            limited = gate.counters()["holes_limited"].packets
+            assert limited > 2000
+            assert len(log.prefixes()) == 6000 - limited
+        assert echoes(known)
+
+
+def raw_udp(host: Host) -> socket.socket:
+    return host.new_socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_sctp_is_let_in_by_the_cookie(
+    gate: Gate, server: Host, client: Host, port: int, once: bool
+) -> None:
+    """Neither host speaks SCTP, so both sides' packets are made by hand."""
+    gate.open([lease(hole(client.v4, server.v4, port, Protocol.SCTP, once=once))])
+    with Log(622) as log, association(client, server, port) as (there, back):
+        there(0, SCTPChunkInit(init_tag=7, a_rwnd=9999))
+        assert log.prefixes() == []
+        back(7, SCTPChunkInitAck(init_tag=9, a_rwnd=9999))
+        there(0, SCTPChunkInit(init_tag=7, a_rwnd=9999))
+        assert log.prefixes() == []
+        assert len(gate.live_holes()) == 1
+        there(9, SCTPChunkCookieEcho(cookie=b"cookie"))
+        assert log.prefixes() == ["permit"]
+        assert len(gate.live_holes()) == (0 if once else 1)
+        there(9, SCTPChunkData(data=b"data"))
+        assert log.prefixes() == []
+    assert gate.counters()["denied_packets"].packets == 0
+
+
+Send = Callable[[int, Packet], None]
+
+
+@contextmanager
+def association(client: Host, server: Host, port: int) -> Iterator[tuple[Send, Send]]:
+    """Sends chunks there, with a verification tag, and back."""
+    with (
+        client.new_socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_SCTP) as one,
+        server.new_socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_SCTP) as other,
+    ):
+
+        def there(tag: int, chunk: Packet) -> None:
+            packet = SCTP(sport=port, dport=port, tag=tag) / chunk
+            one.sendto(bytes(packet), (str(server.v4), 0))
+
+        def back(tag: int, chunk: Packet) -> None:
+            packet = SCTP(sport=port, dport=port, tag=tag) / chunk
+            other.sendto(bytes(packet), (str(client.v4), 0))
+
+        yield there, back
+
+
+def test_a_packet_that_acknowledges_nothing_takes_no_once_hole(
+    gate: Gate, server: Host, client: Host, service: Service
+) -> None:
+    """conntrack picks up connections that it has not seen begin: not through such a hole."""
+    own = hole(client.v4, server.v4, service.port, once=True)
+    gate.open([lease(own)])
+    with (
+        Log(622) as log,
+        client.new_socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as made,
+    ):
+        for flags in ("A", "PA", "FA", "R", "SA"):
+            ends = IP(src=str(client.v4), dst=str(server.v4))
+            packet = ends / TCP(sport=next(ports), dport=service.port, flags=flags, seq=1, ack=1)
+            made.sendto(bytes(packet), (str(server.v4), 0))
+        assert log.prefixes() == []
+    assert [live.hole for live in gate.live_holes()] == [own]
+    with client.connection(server.v4, service.port) as stream:
+        assert echoes(stream) or reached(stream) is Reach.OPEN
+
+
+def test_the_next_connection_on_an_entry_of_conntrack_is_recorded_too(
+    gate: Gate, server: Host, client: Host, port: int
+) -> None:
+    """After the host has reset a connection conntrack keeps its entry, also for the next one."""
+    listening = server.new_socket(socket.AF_INET, socket.SOCK_STREAM)
+    listening.bind(("", port))
+    listening.listen()
+    own, source_port = hole(client.v4, server.v4, port), next(ports)
+    gate.open([lease(own)])
+    with Log(622) as log:
+        for _ in range(3):
+            with client.connection(server.v4, port, source_port=source_port) as stream:
+                assert reached(stream) is Reach.OPEN
+                accepted, _ = listening.accept()
+                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                accepted.close()
+            assert log.prefixes() == ["permit"]
+    gate.close([own])
+    gate.open([lease(hole(client.v4, server.v4, port, once=True))])
+    with client.connection(server.v4, port, source_port=source_port) as stream:
+        assert reached(stream) is Reach.SILENT
+    with client.connection(server.v4, port) as stream:
+        assert reached(stream) is Reach.OPEN
+
+
+def test_a_reset_ends_what_was_begun_and_takes_no_once_hole(
+    gate: Gate, server: Host, client: Host, stranger: Host, service: Service
+) -> None:
+    """The owner's host resets what it never asked for, and the service's forgets it."""
+    own = hole(client.v4, server.v4, service.port, once=True)
+    gate.open([lease(own)])
+    with forging(stranger, client, server, service.port, 100):
+        wait_until(lambda: gate.counters()["handshakes_begun"].packets > 50)
+    waiting = f"ss -Htn state syn-recv sport = :{service.port}".split()
+    wait_until(lambda: not server.run(waiting).stdout, within_s=0.5, what="the resets")
+    assert [live.hole for live in gate.live_holes()] == [own]
+    assert gate.counters()["denied_packets"].packets == 0
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_of_sctp_nothing_but_its_cookie_lets_in_and_each_needs_a_hole(
+    gate: Gate, server: Host, client: Host, port: int, once: bool
+) -> None:
+    """conntrack takes an ABORT with the tag of the INIT, which who forged that one knows too."""
+    own = hole(client.v4, server.v4, port, Protocol.SCTP, once=once)
+    gate.open([lease(own)])
+    with Log(622) as log, association(client, server, port) as (there, back):
+        there(9, SCTPChunkCookieEcho(cookie=b"of nobody's"))
+        there(0, SCTPChunkInit(init_tag=7, a_rwnd=9999))
+        back(7, SCTPChunkInitAck(init_tag=9, a_rwnd=9999))
+        there(7, SCTPChunkAbort(TCB=1))
+        there(9, SCTPChunkAbort())
+        there(9, SCTPChunkData(data=b"data"))
+        assert log.prefixes() == []
+        assert [live.hole for live in gate.live_holes()] == [own]
+        there(0, SCTPChunkInit(init_tag=7, a_rwnd=9999))
+        back(7, SCTPChunkInitAck(init_tag=9, a_rwnd=9999))
+        there(9, SCTPChunkCookieEcho(cookie=b"cookie"))
+        assert log.prefixes() == ["permit"]
+        denied = gate.counters()["denied_packets"].packets
+        gate.close([own])
+        there(9, SCTPChunkCookieEcho(cookie=b"cookie"))
+        assert gate.counters()["denied_packets"].packets == denied + 1
+        gate.open([lease(own)])
+        there(9, SCTPChunkCookieEcho(cookie=b"cookie"))
+        assert log.prefixes() == ([] if once else ["permit"])
+
+
+def test_a_handshake_on_a_cut_port_is_no_session_and_is_not_severed(
+    gate: Gate, server: Host, client: Host, service: Service
+) -> None:
+    access = Access(Protocol.TCP, service.port, service.port)
+    gate.apply(GatePlan(outer=(), cut=(access,)))
+    own = hole(client.v4, server.v4, service.port)
+    gate.open([lease(own)])
+    with Log(622) as log:
+        with half_open(client):
+            stream = client.connection(server.v4, service.port)
+            assert reached(stream) is Reach.OPEN
+            gate.close([own])
+        assert not echoes(stream)
+        assert log.prefixes() == []
+        gate.open([lease(own)])
+        wait_until(lambda: service.received, what="the repeated segment, once there is a hole")
+        assert log.prefixes() == ["permit"]
+        stream.settimeout(1)
+        assert stream.recv(64)
+        gate.close([own])
+        assert not echoes(stream)
+        assert log.prefixes() == ["severed"]
+
+
+def test_what_was_begun_is_not_completed_while_the_gate_is_away(
+    gate: Gate, server: Host, client: Host, service: Service
+) -> None:
+    """The backstop takes for established what the gate does. Afterwards the handshake goes on."""
+    own = hole(client.v4, server.v4, service.port, once=True)
+    gate.open([lease(own)])
+    with Log(622) as log:
+        with half_open(client):
+            streams = [client.connection(server.v4, service.port) for _ in range(2)]
+            assert {reached(stream) for stream in streams} == {Reach.OPEN}
+        server.run(["nft", "delete", "table", "inet", "spa"])
+        assert not any(echoes(stream) for stream in streams)
+        assert service.received == []
+        gate.apply(ONLY_THIS_HOST)
+        gate.open([lease(own)])
+        wait_until(lambda: service.received, what="the repeated segment")
+        assert log.prefixes() == ["permit"]
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_on_a_link_it_is_the_same(
+    gate: Gate, server: Host, client: Host, service: Service, once: bool
+) -> None:
+    """The hole is for one link, and so are its tries and its limit."""
+    with server.inside():
+        index = socket.if_nametoindex("lan")
+    source, target = (on_link(link_local(host), index) for host in (client, server))
+    own = hole(source, target, service.port, once=once)
+    assert own.interface == index
+    gate.open([lease(own)])
+    with Log(622) as log:
+        with half_open(client):
+            streams = [to_link_local(client, link_local(server), service.port) for _ in range(3)]
+            assert {reached(stream) for stream in streams} == {Reach.OPEN}
+            assert log.prefixes() == []
+            assert len(list(gate.listing("link_begun6"))) == 1
+            gate.open([lease(own)])
+            assert list(gate.listing("link_begun6")) == []
+        entered = [echoes(stream) for stream in streams].count(True)
+        assert entered == (1 if once else 3)
+        assert log.prefixes() == ["permit"] * entered
+    assert len(gate.live_holes()) == (0 if once else 1)
+    gate.close([own])
+    assert list(gate.listing("link_tries6")) == []
+    with to_link_local(client, link_local(server), service.port) as late:
+        assert reached(late) is Reach.SILENT
+
+
+def link_local(host: Host) -> IPv6Address:
+    """Its address on `lan`."""
+    shown = host.run("ip -6 -o address show dev lan scope link".split()).stdout
+    return IPv6Address(shown.split()[3].split("/")[0])
+
+
+def to_link_local(host: Host, target: IPv6Address, port: int) -> socket.socket:
+    """A connection that was just begun, on `lan`."""
+    made = host.new_socket(socket.AF_INET6, socket.SOCK_STREAM)
+    made.setblocking(False)
+    with host.inside():
+        made.connect_ex((str(target), port, 0, socket.if_nametoindex("lan")))
+    return made
