@@ -112,7 +112,15 @@ class Config:
 
     @property
     def gate_wanted(self) -> Path:
-        """The mark that the operator has put the gate in force: it is restored when it is gone."""
+        """The mark that the operator has put the gate in force: it is restored when it is gone.
+
+        Like the one below it is beside this file, where only root may write.
+        """
+        return self.path.parent / "gate.wanted"
+
+    @property
+    def gate_wanted_before(self) -> Path:
+        """Where 0.1.0 had it: counts until the gate is applied anew, or removed."""
         return self.database.parent / "gate.wanted"
 
     @property
@@ -122,8 +130,8 @@ class Config:
 
     @property
     def gate_pending(self) -> Path:
-        """The mark of a gate that waits to be confirmed."""
-        return self.control.parent / "gate.pending"
+        """The mark of a gate that waits to be confirmed (spa_server/marks.py)."""
+        return self.path.parent / "gate.pending"
 
 
 def load_config(path: Path | None = None) -> Config:

@@ -1,15 +1,14 @@
 """The gatehouse: which gate this host should have, and whether it is to have one at all.
 
-    gate.wanted     beside the database: the operator has put the gate in force, and it stays so
-    gate.pending    in the runtime directory: a gate on trial, taken back unless it is confirmed
-
-While either is there the daemon puts the gate back when somebody takes it away. `gate remove`
-deletes both before the table, so that no message between the programs is needed.
+While one of the marks of spa_server/marks.py is there, the daemon puts the gate back when somebody
+takes it away. `gate remove` deletes both before the table, so that no message between the programs
+is needed.
 """
 
 from ipaddress import ip_network
 
 from keys.tomlfile import FileProblem
+from spa_server import marks
 from spa_server.config import Config, Mode, reread
 from spa_server.firewall import accounting
 from spa_server.firewall.gate import observed_in
@@ -78,12 +77,12 @@ class Gatehouse:
     @property
     def is_wanted(self) -> bool:
         """Whether the gate is to be in force, for good or on trial."""
-        return self.config.gate_wanted.exists() or self.config.gate_pending.exists()
+        return marks.is_wanted(self.config) or marks.is_on_trial(self.config)
 
     @property
     def is_on_trial(self) -> bool:
         """Whether the gate in force waits to be confirmed."""
-        return self.config.gate_pending.exists()
+        return marks.is_on_trial(self.config)
 
     @property
     def observed(self) -> Observed:
@@ -134,12 +133,9 @@ class Gatehouse:
 
     def want(self) -> None:
         """The gate is in force for good."""
-        self.config.gate_wanted.parent.mkdir(parents=True, exist_ok=True)
-        self.config.gate_wanted.touch()
-        self.config.gate_pending.unlink(missing_ok=True)
+        marks.want(self.config)
 
     def remove(self) -> None:
-        """Takes the gate away, and the will to have it. Raises FirewallError."""
-        self.config.gate_wanted.unlink(missing_ok=True)
-        self.config.gate_pending.unlink(missing_ok=True)
+        """Takes the gate away, and the will to have it. Raises FirewallError and OSError."""
+        marks.forget(self.config)
         self._gate.remove()

@@ -15,7 +15,7 @@ from keys.registry import Registry
 from keys.tomlfile import FileProblem
 from spa_protocol import __version__
 from spa_protocol.layout import EPOCH_S, Address, epoch_of
-from spa_server import clock, sessions, trial
+from spa_server import clock, marks, sessions
 from spa_server.admission import Admission
 from spa_server.anomaly import lookout
 from spa_server.audit import lastrun
@@ -305,7 +305,7 @@ class Guard:
         Where this daemon began during the trial, that is the gate alone; knocks are judged by the
         policy as it is until it is reloaded.
         """
-        before, begun = self._before_trial, trial.waiting(self.config)
+        before, begun = self._before_trial, marks.waiting(self.config)
         self.gatehouse.take_back()
         self.confirm()
         if before is not None:

@@ -13,8 +13,9 @@ from hashlib import blake2b
 from pathlib import Path
 
 from keys import privatefile, tomlfile
-from keys.privatefile import KeyFileError
+from keys.owner import as_owner
 from keys.tomlfile import FileProblem
+from keys.trouble import Trouble
 from spa_server.config import Config
 from spa_server.policy.lines import lines_of
 from spa_server.policy.load import parse_policy
@@ -42,7 +43,8 @@ class Rulebook:
         try:
             return self.read()
         except FileProblem as problem:
-            text = tomlfile.read_text(self._good)
+            with as_owner(self._good):
+                text = tomlfile.read_text(self._good)
             if text is None:
                 raise
             policy = _parse(text, self._good)
@@ -63,7 +65,7 @@ class Rulebook:
 
     def _keep(self, text: str) -> None:
         """Where it cannot be kept, a restart has to do without."""
-        with suppress(KeyFileError):
+        with suppress(Trouble):
             privatefile.write(self._good, text.encode(), overwrite=True)
 
 

@@ -101,7 +101,10 @@ def test_the_gate_comes_after_the_rules_that_flush_all_others() -> None:
 
 
 def test_the_gate_is_loaded_only_where_the_operator_wanted_it_and_then_whatever_is_wrong() -> None:
-    assert words(GATE, "Unit", "ConditionPathExists") == ["/var/lib/spa/gate.wanted"]
+    assert words(GATE, "Unit", "ConditionPathExists") == [
+        "|/etc/spa/gate.wanted",
+        "|/var/lib/spa/gate.wanted",  # 0.1.0's
+    ]
     start = " ".join(words(GATE, "Service", "ExecStart"))
     assert start == f"{PROGRAM} gate apply --closed-on-error"
     assert words(GATE, "Service", "Type") == ["oneshot"]

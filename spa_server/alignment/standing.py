@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from keys.tomlfile import FileProblem
 from spa_protocol.access import Access, Protocol
+from spa_server import marks
 from spa_server.alignment.finding import Finding
 from spa_server.alignment.listing import first_difference
 from spa_server.config import Config, load_config
@@ -47,7 +48,7 @@ def check_gate(config: Config, *, is_loaded: bool) -> Iterator[Finding]:
             "the gate is not loaded: every port is as open as it was before",
             "spa-server gate apply --confirm-within 60s",
         )
-    elif config.gate_pending.exists() or not config.gate_wanted.exists():
+    elif marks.is_on_trial(config) or not marks.is_wanted(config):
         yield Finding(
             "gate-not-confirmed",
             "gate",

@@ -74,7 +74,7 @@ def gate_apply(path: Path | None, confirm_within: float | None, closed_on_error:
         gatehouse = Gatehouse(config, kernel)
         kept = sessions.adopt_established()
         if confirm_within is not None:
-            trial.begin(config, path, kernel, confirm_within)
+            trial.begin(config, kernel, confirm_within)
         try:
             # A daemon that runs would undo what it did not do itself.
             ask(config, do="reload", gate=True)
@@ -129,12 +129,13 @@ def _keep(config: Config, gatehouse: Any) -> None:
 @click.pass_obj
 def gate_confirm(path: Path | None) -> None:
     """Keeps a gate that was applied with --confirm-within."""
+    from spa_server import marks
     from spa_server.firewall.kernel import Gate
     from spa_server.gatehouse import Gatehouse
 
     config = load_config(path)
     with explained(), Gate() as kernel:
-        if not config.gate_pending.exists():
+        if not marks.is_on_trial(config):
             raise Trouble(
                 "no gate waits to be confirmed",
                 f"see: {PROGRAM} gate show",
