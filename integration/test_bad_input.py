@@ -34,7 +34,6 @@ NOBODY: Final = (
 DAEMON_HINT: Final = "start it: systemctl start spa-server"
 MEANT: Final = "name the file that you mean"
 FIREWALL_HINT: Final = "is this run as root, with nft installed?"
-PORT_IS_TAKEN: Final = "udp port 62201 cannot be had: *; another program is bound to it"
 NAME_HINT: Final = "use 1 to 64 letters, digits and . _ @ + -, a letter or digit first"
 DURATION_HINT: Final = "write it like 30s, 15m, 8h, 90d or 1h30m"
 
@@ -365,13 +364,6 @@ def test_nft_is_not_installed(scene: Scene) -> None:
     expected = f"the firewall: nft could not be run: No such file or directory; {FIREWALL_HINT}"
     check_line("spa-server", done, TROUBLE, expected)
     assert not (scene.site.directory / "gate.wanted").exists()
-
-
-def test_the_knock_port_is_taken(scene: Scene) -> None:
-    with scene.server.new_socket(socket.AF_INET6, socket.SOCK_DGRAM) as taken:
-        taken.bind(("", 62201))
-        done = scene.site.server("run", check=False)
-    check_line("spa-server", done, TROUBLE, PORT_IS_TAKEN)
 
 
 def test_not_root(scene: Scene) -> None:

@@ -145,9 +145,13 @@ def load_config(path: Path | None = None) -> Config:
 
 
 def reread(config: Config) -> Config:
-    """The same with `mode` and `observe` as the file has them now. Raises FileProblem."""
+    """The same with `mode`, `observe` and `carriers` as the file has them now.
+
+    A capture at an interface hears the carriers that it began with. Raises FileProblem.
+    """
     now = _load(config.path, may_be_missing=config.path == CONFIG_PATH)
-    return replace(config, mode=now.mode, observe=now.observe)
+    carriers = now.carriers if config.capture == "nflog" else config.carriers
+    return replace(config, mode=now.mode, observe=now.observe, carriers=carriers)
 
 
 def _load(path: Path, *, may_be_missing: bool) -> Config:

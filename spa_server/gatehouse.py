@@ -9,6 +9,7 @@ from ipaddress import ip_network
 
 from keys.tomlfile import FileProblem
 from spa_server import marks
+from spa_server.answer import why_not_raw
 from spa_server.config import Config, Mode, reread
 from spa_server.firewall import accounting
 from spa_server.firewall.gate import observed_in
@@ -98,12 +99,14 @@ class Gatehouse:
         return hole.access not in self.observed
 
     def reread(self, policy: Policy) -> None:
-        """Takes `mode` and `observe` from server.toml anew, to be applied with a policy.
+        """Takes `mode`, `observe` and `carriers` from server.toml, to be applied with a policy.
 
         Raises FileProblem, and keeps what it had.
         """
         config = reread(self.config)
         plan_observed(config, policy)
+        if config.carriers != self.config.carriers and (why := why_not_raw(config.carriers)):
+            raise FileProblem(config.path, "carriers", why)
         if self.is_on_trial and self._before_trial is None:
             self._before_trial = self.config
         self.config = config

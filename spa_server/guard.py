@@ -14,6 +14,7 @@ from keys import schema, serverkey
 from keys.registry import Registry
 from keys.tomlfile import FileProblem
 from spa_protocol import __version__
+from spa_protocol.carrier import Carrier
 from spa_protocol.layout import EPOCH_S, Address, epoch_of
 from spa_server import clock, marks, sessions
 from spa_server.admission import Admission
@@ -64,10 +65,16 @@ _JUDGED_BY: Final = (*schema.TABLES, "burned", "burned_floor")
 
 class Guard:
     """Making one reads the configuration's files; Trouble, LedgerError or sqlite3.Error tell what
-    is wrong with them. `answer` sends sealed replies."""
+    is wrong with them. `answer` sends sealed replies, `carry` is told by which carriers."""
 
-    def __init__(self, config: Config, answer: Answerer) -> None:
+    def __init__(
+        self,
+        config: Config,
+        answer: Answerer,
+        carry: Callable[[Sequence[Carrier]], None] = lambda _carriers: None,
+    ) -> None:
         self.config = config
+        self._carry = carry
         schema.must_be_sound(config.database, _JUDGED_BY)
         connection = schema.connect(config.database)
         connection.execute(f"pragma busy_timeout = {_BUSY_MS}")
@@ -133,6 +140,7 @@ class Guard:
         )
         self.started_at_us = clock.now_us()
         self.is_serving = False
+        self.answers_trouble = ""
         self._unrecorded_floor_us = self.ledger.unrecorded_floor_us()
         self._data_version = self.ledger.data_version()
         self._offset_us = clock.offset_us()
@@ -319,6 +327,7 @@ class Guard:
         self.policy = policy
         self.reception.terms = self._terms()
         self.gatehouse.held = None
+        self._carry(self.gatehouse.config.carriers)
         loaded = Record(Event.POLICY_LOADED, now_us, reason=why, detail={"digest": policy.digest})
         self.ledger.note([loaded], now_us)
         if gate_too or self.gatehouse.is_wanted:
@@ -339,6 +348,15 @@ class Guard:
         self._local.clear()
         if self.gatehouse.is_wanted and self.gatehouse.is_out_of_date(self.policy):
             self.enforcement.restore(self.policy, clock.now_us(), None)
+
+    def answers_are(self, trouble: str) -> None:
+        """Whether answers leave as they should: recorded when that changes. Empty: they do."""
+        if trouble == self.answers_trouble:
+            return
+        self.answers_trouble = trouble
+        event = Event.ANSWERS_HINDERED if trouble else Event.ANSWERS_FREE
+        now_us = clock.now_us()
+        self.ledger.note([Record(event, now_us, reason=trouble or None)], now_us)
 
     # Drift
 

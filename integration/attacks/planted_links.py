@@ -34,7 +34,7 @@ _COMMANDS = (
 
 
 def run(lab: Lab) -> Iterator[Figure]:
-    """Every command once for each way that links may point: to what is there, and to what is not."""
+    """Every command once for links to what is there, and once for links to what is not."""
     server = lab.host("server")
     touched = made = 0
     with tempfile.TemporaryDirectory(prefix="spa-links") as directory:

@@ -5,7 +5,6 @@ and puts modules there by the names that Python looks for first. They want them 
 and the trial not to be taken back.
 """
 
-import os
 import time
 from collections.abc import Iterator
 
@@ -40,6 +39,6 @@ def run(lab: Lab) -> Iterator[Figure]:
     while client.reach_tcp(server.v4, 22) is not Reach.OPEN and time.monotonic() < by_s:
         time.sleep(0.1)
     is_open = client.reach_tcp(server.v4, 22) is Reach.OPEN
-    count = len(ran.read_text().split()) if os.path.exists(ran) else 0
+    count = len(ran.read_text().split()) if ran.exists() else 0
     yield Figure("modules of nobody's that root ran", count, count == 0)
     yield Figure("trials taken back, of 1", int(is_closed and is_open), is_closed and is_open)
