@@ -169,6 +169,9 @@ def _load(path: Path, *, may_be_missing: bool) -> Config:
         raise FileProblem(path, "when_disk_full", 'expected "deny" or "serve"')
     if read.host is not None:  # nothing here needs it, but what tells clients where to knock
         parse_host(read.host, path)
+    for key in ("policy", "key", "database", "control"):
+        if "\0" in getattr(read, key):
+            raise FileProblem(path, key, "no path has a NUL in it")
     home = path.absolute().parent
     return Config(
         path=path.absolute(),
@@ -198,7 +201,7 @@ def _load(path: Path, *, may_be_missing: bool) -> Config:
 def _anomalies(table: dict[str, Any], path: Path) -> Watching:
     read = convert(table, _AnomaliesTable, path, "anomalies")
     hook = None if read.hook is None else Path(read.hook)
-    if hook is not None and not hook.is_absolute():
+    if hook is not None and (not hook.is_absolute() or "\0" in str(hook)):
         raise FileProblem(path, "anomalies.hook", f"{read.hook!r} is no absolute path")
     trusted = [parse_network(text, path, "anomalies.trusted") for text in read.trusted]
     settings = Settings(

@@ -56,6 +56,17 @@ def _openings(rule: AlwaysOpenRule) -> list[AlwaysOpen]:
     return [AlwaysOpen(network, access) for network in networks for access in rule.accesses]
 
 
+def _must_stay_open(before: Config, after: Config) -> None:
+    """Raises FileProblem where ports that were observed would be closed by a mere reload."""
+    if after.mode is Mode.OBSERVE:
+        return
+    closes = before.mode is Mode.OBSERVE, not set(before.observe) <= set(after.observe)
+    if any(closes):
+        problem = "what is only observed now would be closed; try it: spa-server gate apply"
+        key = "mode" if closes[0] else "observe"
+        raise FileProblem(after.path, key, f"{problem} --confirm-within 60s")
+
+
 class Gatehouse:
     """The gate and the two marks about it.
 
@@ -98,12 +109,15 @@ class Gatehouse:
         """Whether a session may be cut when its hole ends: where the gate observes, it may not."""
         return hole.access not in self.observed
 
-    def reread(self, policy: Policy) -> None:
+    def reread(self, policy: Policy, *, may_close: bool = True) -> None:
         """Takes `mode`, `observe` and `carriers` from server.toml, to be applied with a policy.
 
-        Raises FileProblem, and keeps what it had.
+        Without `may_close`, what is observed stays so: closing a host takes a trial. Raises
+        FileProblem, and keeps what it had.
         """
         config = reread(self.config)
+        if not may_close and self.is_wanted:
+            _must_stay_open(self.config, config)
         plan_observed(config, policy)
         if config.carriers != self.config.carriers and (why := why_not_raw(config.carriers)):
             raise FileProblem(config.path, "carriers", why)

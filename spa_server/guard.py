@@ -289,8 +289,9 @@ class Guard:
         now_us = clock.now_us()
         try:
             policy = self.rulebook.read()
-            self.gatehouse.reread(policy)
+            self.gatehouse.reread(policy, may_close=gate_too)
         except FileProblem as problem:
+            self.rulebook.refuse(problem, now_us)
             self._note_refused(problem, now_us)
             raise
         if self.gatehouse.is_on_trial and not self._on_trial:

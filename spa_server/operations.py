@@ -79,7 +79,9 @@ def _status(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
 
 def _policy(guard: Guard) -> str:
     problem = guard.rulebook.problem
-    return f"the last good one, for {problem}" if problem else "as in its file when it was read"
+    if problem is None:
+        return "as in its file when it was read"
+    return f"the last good one, since {rfc3339(guard.rulebook.refused_at_us)}, for {problem}"
 
 
 def _mode(observed: Observed) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from keys import privatefile, tomlfile
 from keys.owner import as_owner
 from keys.tomlfile import FileProblem
 from keys.trouble import Trouble
+from spa_server import clock
 from spa_server.config import Config
 from spa_server.policy.lines import lines_of
 from spa_server.policy.load import parse_policy
@@ -26,11 +27,13 @@ from spa_server.policy.testing import check as check_tests
 class Rulebook:
     """`roles_of` gives the roles of an identity, for the policy's own tests.
 
-    `problem` is why the policy in force is not the one in its file; None while it is.
+    `problem` is why the policy in force is not the one in its file; None while it is. It was first
+    seen at `refused_at_us`.
     """
 
     def __init__(self, config: Config, roles_of: Callable[[str], frozenset[str]]) -> None:
         self.problem: FileProblem | None = None
+        self.refused_at_us = 0
         self._config = config
         self._roles_of = roles_of
 
@@ -48,8 +51,14 @@ class Rulebook:
             if text is None:
                 raise
             policy = _parse(text, self._good)
-            self.problem = problem
+            self.refuse(problem, clock.now_us())
             return policy
+
+    def refuse(self, problem: FileProblem, now_us: int) -> None:
+        """What is in the file was not put in force; the policy of before stays."""
+        if self.problem is None or str(self.problem) != str(problem):
+            self.refused_at_us = now_us
+        self.problem = problem
 
     def read(self) -> Policy:
         """The policy in the file, read and tested, to be put in force. Raises FileProblem."""

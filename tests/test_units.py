@@ -116,4 +116,6 @@ def test_the_daemon_comes_after_the_gate_and_comes_back() -> None:
     assert "spa-gate.service" in words(DAEMON, "Unit", "Wants")
     assert words(DAEMON, "Service", "Type") == ["notify"]
     assert words(DAEMON, "Service", "Restart") == ["always"]
+    assert words(DAEMON, "Unit", "StartLimitIntervalSec") == ["0"]
+    assert words(DAEMON, "Service", "ExecReload") == [PROGRAM, "reload"]
     assert words(DAEMON, "Service", "ExecStart") == [PROGRAM, "run"]
