@@ -70,7 +70,7 @@ def _status(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
         "roles": len(guard.policy.roles),
         "remembered": len(guard.reception.window),
         **{name: count.packets for name, count in sorted(counters.items())},
-        "answers": guard.answers_trouble or "as they should be",
+        "hindered": guard.answers_trouble,
         "lost": guard.recorder.lost,
         "record": "behind" if guard.ledger.is_behind else "written",
         "record_trouble": guard.ledger.trouble,

@@ -15,10 +15,16 @@ from spa_server.policy.model import Policy
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """Whether a daemon runs, and whether server.toml is as it has read it (None: nobody knows)."""
+    """Whether a daemon runs, and whether server.toml is as it has read it (None: nobody knows).
+
+    `unanswered` says why the carriers of server.toml could not all be answered, `hindered` why
+    answers do not leave as they should now; empty where they do.
+    """
 
     is_running: bool
     config_is_current: bool | None = None
+    unanswered: str = ""
+    hindered: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,20 @@ def check_daemon(daemon: Daemon, *, is_loaded: bool) -> Iterator[Finding]:
             "daemon",
             "the gate is loaded and no daemon runs: nobody who knocks is heard",
             "systemctl start spa-server",
+        )
+    if daemon.unanswered:
+        yield Finding(
+            "carrier-unanswered",
+            "carriers",
+            daemon.unanswered,
+            "then: spa-server gate apply --confirm-within 60s",
+        )
+    elif daemon.hindered:
+        yield Finding(
+            "answers-hindered",
+            "daemon",
+            daemon.hindered,
+            "see who has the port: ss -ulpn; the daemon takes it when it is free",
         )
 
 

@@ -10,7 +10,7 @@ import click
 from keys import serverkey
 from keys.console import ExitCode, Parsed, print_json, say
 from spa_protocol.access import Access
-from spa_server import clock, control
+from spa_server import clock, control, unit
 from spa_server.commands.common import ACCESS, ask, explained, json_option, open_registry
 from spa_server.config import Config, load_config
 
@@ -97,12 +97,18 @@ def _daemon(config: Config) -> "Daemon":
     """How the daemon is. Raises Trouble where it may not be asked."""
     from spa_server.alignment.standing import Daemon
 
+    unanswered = unit.why_not_raw(config.carriers)
     try:
         status = ask(config, do="status")
     except control.NoDaemon:
-        return Daemon(is_running=False)
-    is_current = status.get("config_is_current")
-    return Daemon(is_running=True, config_is_current=is_current)
+        return Daemon(is_running=False, unanswered=unanswered)
+    hindered = str(status.get("hindered", ""))
+    return Daemon(
+        is_running=True,
+        config_is_current=status.get("config_is_current"),
+        unanswered=unanswered,
+        hindered=hindered,
+    )
 
 
 def _as_json(finding: "Finding") -> dict[str, str]:
