@@ -15,10 +15,10 @@ from typing import Final
 
 from keys import privatefile
 from keys.owner import as_owner
+from keys.trouble import Trouble
 from spa_server import clock
 from spa_server.config import Config
 
-_FOR_ALL: Final = 0o644
 _FOR_GROUP: Final = 0o640
 
 
@@ -58,11 +58,15 @@ def is_on_trial(config: Config) -> bool:
 
 
 def begin(config: Config, trial: Trial) -> None:
-    """Sets the mark of a trial, readable by the daemon's group. Raises OSError and Trouble."""
+    """Sets the mark of a trial, readable by the daemon's group. Raises Trouble."""
     content = json.dumps(asdict(trial)).encode()
-    with privatefile.new_file(config.gate_pending, overwrite=True) as unnamed:
-        unnamed.write_bytes(content)
-        _show_to_the_daemon(unnamed, config)
+    try:
+        with privatefile.new_file(config.gate_pending, overwrite=True) as unnamed:
+            unnamed.write_bytes(content)
+            _show_to_the_daemon(unnamed, config)
+    except OSError as error:
+        what = (error.strerror or str(error)).lower()
+        raise Trouble(f"{config.gate_pending} cannot be written: {what}", "run as root") from None
 
 
 def _show_to_the_daemon(unnamed: Path, config: Config) -> None:
@@ -75,13 +79,13 @@ def _show_to_the_daemon(unnamed: Path, config: Config) -> None:
 def want(config: Config) -> None:
     """The gate is in force for good, and no trial waits. Raises OSError and Trouble.
 
-    At the boot, where all is as it should be, nothing is written: the unit may not.
+    At the boot, where all is as it should be, nothing is written, for the unit may not; also where
+    0.1.0's mark is all there is, which root moves.
     """
-    if not config.gate_wanted.exists():
-        with privatefile.new_file(config.gate_wanted) as unnamed:
-            unnamed.chmod(_FOR_ALL)
+    if not is_wanted(config) or (os.geteuid() == 0 and not config.gate_wanted.exists()):
+        privatefile.write(config.gate_wanted, b"")  # that it is there is all that anybody asks
     end_trial(config)
-    if config.gate_wanted_before != config.gate_wanted:
+    if config.gate_wanted.exists() and config.gate_wanted_before != config.gate_wanted:
         _take_away(config.gate_wanted_before)
 
 
