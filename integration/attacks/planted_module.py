@@ -33,7 +33,7 @@ def run(lab: Lab) -> Iterator[Figure]:
         module.parent.mkdir(parents=True, exist_ok=True)
         module.write_text(f"open({str(ran)!r}, 'a').write({name!r})\nraise SystemExit\n")
     program = [PROGRAMS / "spa-server", "--config", site.config, "gate", "apply"]
-    server.run(["env", "-C", planted, *program, "--confirm-within", "1s"])
+    server.run(["env", "-C", planted, *program, "--confirm-within", "4s"])
     is_closed = client.reach_tcp(server.v4, 22) is Reach.SILENT
     by_s = time.monotonic() + _WITHIN_S
     while client.reach_tcp(server.v4, 22) is not Reach.OPEN and time.monotonic() < by_s:
