@@ -486,7 +486,9 @@ def test_without_cap_net_raw_the_daemon_says_so_and_needs_it_for_no_datagram(lab
         site.start(prefix=prefix)
         assert "icmp cannot be answered" in site.status()["hindered"]
         alice.knock(client, "tcp/22")
-        assert "answers-hindered" in site.server("check", check=False).stdout
+        program = (PROGRAMS / "spa-server", "--config", site.config)
+        found = server.run([*prefix, *program, "check"], check=False)
+        assert "answers-hindered" in found.stdout, found.stderr
 
 
 def test_carriers_are_taken_when_the_gate_is_applied_and_go_with_a_trial(lab: Lab) -> None:
