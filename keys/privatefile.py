@@ -7,6 +7,7 @@ user's profile that keeps others out, and only the way of writing is the same.
 """
 
 import contextlib
+import errno
 import os
 import secrets
 import shlex
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from keys.owner import as_owner, stranger
 from keys.trouble import Trouble
 
 MAX_SIZE: Final = 65_536
@@ -34,10 +36,14 @@ class Missing(KeyFileError):
     """There is no file of this name."""
 
 
+class NotRegular(OSError):
+    """What is there must not be replaced by a file: a device, a pipe, a link, a directory."""
+
+
 def write(path: Path, content: bytes, *, overwrite: bool = False) -> None:
     """Creates the file, and the directories it needs (mode 0700). Raises KeyFileError.
 
-    With `overwrite` it takes the place of a file of this name; a link is replaced, not followed.
+    With `overwrite` it takes the place of a regular file of this name, and of nothing else.
     """
     try:
         with new_file(path, overwrite=overwrite) as unnamed, unnamed.open("wb") as file:
@@ -46,6 +52,8 @@ def write(path: Path, content: bytes, *, overwrite: bool = False) -> None:
             os.fsync(file.fileno())
     except FileExistsError:
         raise KeyFileError(f"{path} exists already", "choose another name") from None
+    except NotRegular as other:
+        raise KeyFileError(str(other), "choose another name, or move that away") from None
     except OSError as error:
         hint = f"see whether you may write to {path.parent}, and whether its disk has room"
         raise KeyFileError(f"{path} cannot be written: {_reason(error)}", hint) from None
@@ -55,19 +63,27 @@ def write(path: Path, content: bytes, *, overwrite: bool = False) -> None:
 def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """An empty file, mode 0600, under another name; `path` becomes its name when the block is done.
 
-    Makes the directories that are missing (mode 0700). Where the block fails, nothing is left.
-    Raises OSError; FileExistsError where the name is taken and not to be overwritten.
+    Makes the directories that are missing (mode 0700). Where the block fails, nothing is left. In
+    the block root acts as the owner of the directory (keys/owner.py), whose the file will be.
+    Raises OSError; FileExistsError where the name is taken and not to be overwritten, NotRegular
+    where it is not a file's. Raises Trouble for a directory of root's that others may write.
     """
-    make_directory(path.parent)
-    unnamed = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-    os.close(os.open(unnamed, flags, _FILE_MODE))
-    try:
-        yield unnamed
-        _name(unnamed, path, overwrite=overwrite)
-    finally:
-        unnamed.unlink(missing_ok=True)
-    _sync_directory(path.parent)
+    with as_owner(path):
+        make_directory(path.parent)
+        _check_replaceable(path, overwrite=overwrite)
+        unnamed = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+        descriptor = os.open(unnamed, flags, _FILE_MODE)
+        try:
+            _give_to_owner(descriptor, path.parent)
+        finally:
+            os.close(descriptor)
+        try:
+            yield unnamed
+            _name(unnamed, path, overwrite=overwrite)
+        finally:
+            unnamed.unlink(missing_ok=True)
+        _sync_directory(path.parent)
 
 
 def read(path: Path) -> bytes:
@@ -96,16 +112,23 @@ def make_directory(directory: Path) -> None:
         each.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
 
 
-def adopt_owner(path: Path) -> None:
-    """Gives a file that root made to the owner of its directory. Raises OSError.
+def _give_to_owner(descriptor: int, directory: Path) -> None:
+    """Whose the file is not yet where root had to make it, since its owner does not get there."""
+    owner = stranger(directory)
+    if owner is not None:
+        os.fchown(descriptor, owner.uid, owner.gid)
 
-    So a command that the operator runs as root leaves nothing that the daemon's user cannot open.
-    """
-    if sys.platform == "win32" or os.geteuid() != 0:
+
+def _check_replaceable(path: Path, *, overwrite: bool) -> None:
+    """So that nobody loses /dev/null, or has a file where a pipe was, by a word in a command."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
         return
-    owner = path.parent.stat()
-    if owner.st_uid != 0:
-        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+    if not overwrite:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    if not stat.S_ISREG(mode):
+        raise NotRegular(f"{path} is no regular file and is not replaced")
 
 
 def _name(unnamed: Path, path: Path, *, overwrite: bool) -> None:

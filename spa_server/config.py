@@ -134,7 +134,15 @@ class Config:
 
     @property
     def gate_wanted(self) -> Path:
-        """The mark that the operator has put the gate in force: it is restored when it is gone."""
+        """The mark that the operator has put the gate in force: it is restored when it is gone.
+
+        Like the one below it is beside this file, where only root may write.
+        """
+        return self.path.parent / "gate.wanted"
+
+    @property
+    def gate_wanted_before(self) -> Path:
+        """Where 0.1.0 had it: counts until the gate is applied anew, or removed."""
         return self.database.parent / "gate.wanted"
 
     @property
@@ -144,8 +152,8 @@ class Config:
 
     @property
     def gate_pending(self) -> Path:
-        """The mark of a gate that waits to be confirmed."""
-        return self.control.parent / "gate.pending"
+        """The mark of a gate that waits to be confirmed (spa_server/marks.py)."""
+        return self.path.parent / "gate.pending"
 
 
 def load_config(path: Path | None = None) -> Config:
@@ -159,9 +167,13 @@ def load_config(path: Path | None = None) -> Config:
 
 
 def reread(config: Config) -> Config:
-    """The same with `mode` and `observe` as the file has them now. Raises FileProblem."""
+    """The same with `mode`, `observe` and `carriers` as the file has them now.
+
+    A capture at an interface hears the carriers that it began with. Raises FileProblem.
+    """
     now = _load(config.path, may_be_missing=config.path == CONFIG_PATH)
-    return replace(config, mode=now.mode, observe=now.observe)
+    carriers = now.carriers if config.capture == "nflog" else config.carriers
+    return replace(config, mode=now.mode, observe=now.observe, carriers=carriers)
 
 
 def _load(path: Path, *, may_be_missing: bool) -> Config:
@@ -181,6 +193,9 @@ def _load(path: Path, *, may_be_missing: bool) -> Config:
         raise FileProblem(path, "undeclared_target", 'expected "refuse" or "accept"')
     if read.host is not None:  # nothing here needs it, but what tells clients where to knock
         parse_host(read.host, path)
+    for key in ("policy", "key", "database", "control"):
+        if "\0" in getattr(read, key):
+            raise FileProblem(path, key, "no path has a NUL in it")
     home = path.absolute().parent
     return Config(
         path=path.absolute(),
@@ -212,7 +227,7 @@ def _load(path: Path, *, may_be_missing: bool) -> Config:
 def _anomalies(table: dict[str, Any], path: Path) -> Watching:
     read = convert(table, _AnomaliesTable, path, "anomalies")
     hook = None if read.hook is None else Path(read.hook)
-    if hook is not None and not hook.is_absolute():
+    if hook is not None and (not hook.is_absolute() or "\0" in str(hook)):
         raise FileProblem(path, "anomalies.hook", f"{read.hook!r} is no absolute path")
     trusted = [parse_network(text, path, "anomalies.trusted") for text in read.trusted]
     settings = Settings(

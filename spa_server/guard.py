@@ -14,8 +14,9 @@ from keys import schema, serverkey
 from keys.registry import Registry
 from keys.tomlfile import FileProblem
 from spa_protocol import __version__
+from spa_protocol.carrier import Carrier
 from spa_protocol.layout import EPOCH_S, Address, epoch_of
-from spa_server import clock, sessionlist, sessions, trial
+from spa_server import clock, marks, sessionlist, sessions
 from spa_server.addressing import Addressing
 from spa_server.admission import Admission
 from spa_server.anomaly import lookout
@@ -71,10 +72,16 @@ _JUDGED_BY: Final = (*schema.TABLES, "burned", "burned_floor")
 
 class Guard:
     """Making one reads the configuration's files; Trouble, LedgerError or sqlite3.Error tell what
-    is wrong with them. `answer` sends sealed replies."""
+    is wrong with them. `answer` sends sealed replies, `carry` is told by which carriers."""
 
-    def __init__(self, config: Config, answer: Answerer) -> None:
+    def __init__(
+        self,
+        config: Config,
+        answer: Answerer,
+        carry: Callable[[Sequence[Carrier]], None] = lambda _carriers: None,
+    ) -> None:
         self.config = config
+        self._carry = carry
         schema.must_be_sound(config.database, _JUDGED_BY)
         connection = schema.connect(config.database)
         connection.execute(f"pragma busy_timeout = {_BUSY_MS}")
@@ -149,6 +156,7 @@ class Guard:
         )
         self.started_at_us = clock.now_us()
         self.is_serving = False
+        self.answers_trouble = ""
         self._unrecorded_floor_us = self.ledger.unrecorded_floor_us()
         self._data_version = self.ledger.data_version()
         self._offset_us = clock.offset_us()
@@ -340,8 +348,9 @@ class Guard:
         now_us = clock.now_us()
         try:
             policy = self.rulebook.read()
-            self.gatehouse.reread(policy)
+            self.gatehouse.reread(policy, may_close=gate_too)
         except FileProblem as problem:
+            self.rulebook.refuse(problem, now_us)
             self._note_refused(problem, now_us)
             raise
         if self.gatehouse.is_on_trial and not self._on_trial:
@@ -365,7 +374,7 @@ class Guard:
         policy as it is until it is reloaded. Whatever goes wrong, the gate is then in doubt.
         """
         with self.faults.tolerate("the gate"):
-            before, begun = self._before_trial, trial.waiting(self.config)
+            before, begun = self._before_trial, marks.waiting(self.config)
             self.gatehouse.take_back()
             self.confirm()
             if before is not None:
@@ -380,6 +389,7 @@ class Guard:
         self.policy = policy
         self.reception.terms = self._terms()
         self.gatehouse.held = None
+        self._carry(self.gatehouse.config.carriers)
         loaded = Record(Event.POLICY_LOADED, now_us, reason=why, detail={"digest": policy.digest})
         self.ledger.note([loaded], now_us)
         with self.faults.tolerate("the gate"):
@@ -442,6 +452,15 @@ class Guard:
         except sessions.SessionsError as error:
             record = Record(Event.CONNECTION_SEVERED, now_us, reason=f"failed: {error}")
             self.ledger.note([record], now_us)
+
+    def answers_are(self, trouble: str) -> None:
+        """Whether answers leave as they should: recorded when that changes. Empty: they do."""
+        if trouble == self.answers_trouble:
+            return
+        self.answers_trouble = trouble
+        event = Event.ANSWERS_HINDERED if trouble else Event.ANSWERS_FREE
+        now_us = clock.now_us()
+        self.ledger.note([Record(event, now_us, reason=trouble or None)], now_us)
 
     # Drift
 

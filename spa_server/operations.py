@@ -74,6 +74,7 @@ def _status(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
         "roles": len(guard.policy.roles),
         "remembered": len(guard.reception.window),
         **{name: count.packets for name, count in sorted(counters.items())},
+        "hindered": guard.answers_trouble,
         "lost": guard.recorder.lost,
         "record": "behind" if guard.ledger.is_behind else "written",
         "record_trouble": guard.ledger.trouble,
@@ -97,7 +98,9 @@ def _doubts(guard: Guard) -> dict[str, Any]:
 
 def _policy(guard: Guard) -> str:
     problem = guard.rulebook.problem
-    return f"the last good one, for {problem}" if problem else "as in its file when it was read"
+    if problem is None:
+        return "as in its file when it was read"
+    return f"the last good one, since {rfc3339(guard.rulebook.refused_at_us)}, for {problem}"
 
 
 def _mode(observed: Observed) -> dict[str, Any]:

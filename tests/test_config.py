@@ -42,12 +42,13 @@ def test_paths_are_taken_from_the_directory_of_the_file(file: Path) -> None:
     assert config.database == Path("/srv/spa.db")
 
 
-def test_the_marks_stand_beside_the_database_and_the_socket(file: Path) -> None:
-    """What must survive a reboot and what must not are in different places."""
+def test_the_marks_stand_beside_the_configuration(file: Path) -> None:
+    """Where only root may write; those places that the daemon's user may write have none."""
     file.write_text('database = "lasting/spa.db"\ncontrol = "passing/control.sock"\n')
     config = load_config(file)
-    assert config.gate_wanted == file.parent / "lasting" / "gate.wanted"
-    assert config.gate_pending == file.parent / "passing" / "gate.pending"
+    assert config.gate_wanted == file.parent / "gate.wanted"
+    assert config.gate_wanted_before == file.parent / "lasting" / "gate.wanted"
+    assert config.gate_pending == file.parent / "gate.pending"
     assert config.unrecorded == file.parent / "passing" / "unrecorded"
 
 

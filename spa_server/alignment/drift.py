@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Final
 
 from keys.registry import Registry
+from keys.trouble import Trouble
 from spa_server import clock
 from spa_server.alignment import memory
 from spa_server.alignment.bypass import check_bypass
@@ -170,5 +171,5 @@ def remember(config: Config, policy: Policy, facts: Facts, accepted: Iterable[st
     owners = owners_now(facts.listening, Openings(policy))
     kept = Memory(memory.learn(facts.memory.owners, owners, accepted), _unused(facts))
     if kept != facts.memory:
-        with suppress(OSError):
+        with suppress(OSError, Trouble):
             memory.save(memory.place(config), kept)

@@ -4,20 +4,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from keys.owner import as_owner
+
 # In this order: a log alone is nothing, but beside another database it would be played into it.
 SUFFIXES: Final = ("-wal", "-shm", "")
 
 
 def move(path: Path, now_us: int) -> Path:
     """Gives the database and its log the name of a damaged one, and returns it. Raises OSError."""
-    aside = _free_name(path, now_us)
-    for suffix in SUFFIXES:
-        old, new = Path(f"{path}{suffix}"), Path(f"{aside}{suffix}")
-        if old.is_dir():
-            old.rename(new)
-        elif old.exists():
-            new.hardlink_to(old)
-            old.unlink()
+    with as_owner(path):
+        aside = _free_name(path, now_us)
+        for suffix in SUFFIXES:
+            old, new = Path(f"{path}{suffix}"), Path(f"{aside}{suffix}")
+            if old.is_dir():
+                old.rename(new)
+            elif old.exists():
+                new.hardlink_to(old)
+                old.unlink()
     return aside
 
 

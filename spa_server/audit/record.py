@@ -34,6 +34,8 @@ class Event(StrEnum):
     GATE_REMOVED = "gate.removed"
     GATE_RESTORED = "gate.restored"
     GATE_FAILED = "gate.failed"
+    ANSWERS_HINDERED = "answers.hindered"
+    ANSWERS_FREE = "answers.free"
     DRIFT_FOUND = "drift.found"
     DRIFT_GONE = "drift.gone"
     ANOMALY = "anomaly.found"

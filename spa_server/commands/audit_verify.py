@@ -10,6 +10,7 @@ import click
 
 from keys import schema, serverkey
 from keys.console import ExitCode, Parsed, Trouble, print_json, say
+from keys.readfile import read_file
 from keys.when import rfc3339
 from spa_server.commands.common import PATH, ask, explained, json_option
 from spa_server.config import Config, load_config
@@ -121,7 +122,7 @@ def _read_kept(path: Path | None) -> Iterator["Checkpoint"]:
     if path is None:
         return
     try:
-        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+        lines = read_file(path).decode("ascii", errors="replace").splitlines()
     except OSError as error:
         raise Trouble(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
     for number, line in enumerate(lines, start=1):

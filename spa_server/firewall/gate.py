@@ -102,10 +102,11 @@ def _carrier_rules(plan: GatePlan) -> list[str]:
 
 
 def _answer_rules(plan: GatePlan) -> list[str]:
+    """A priority of this kind takes CAP_NET_ADMIN to set: nobody else's packets are rewritten."""
     rules = [
-        f"udp sport {plan.knock_port} meta priority {_class(answer_priority(port))} "
+        f"meta l4proto udp meta priority {_class(answer_priority(port))} "
         f"udp sport set {port} meta priority set none notrack"
-        for port in _ports_beside(plan)
+        for port in (plan.knock_port, *_ports_beside(plan))
     ]
     if any(carrier.is_raw for carrier in plan.carriers):
         raw = f"meta priority {_class(RAW_ANSWER_PRIORITY)}"

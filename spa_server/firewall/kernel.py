@@ -1,7 +1,6 @@
 """The gate in the kernel: its rules through nft, its tags and holes through netlink."""
 
 import errno
-import os
 import subprocess
 import time
 from collections import deque
@@ -10,7 +9,7 @@ from functools import partial
 from itertools import islice
 from typing import Final, Protocol, Self, TypeAlias, TypeVar
 
-from spa_server.firewall import elements, gate, nftables
+from spa_server.firewall import elements, gate, nftables, programs
 from spa_server.firewall.backstop import Backstop, BackstopHeld
 from spa_server.firewall.elements import Denial, Element, HoleLease, Lease, LiveHole, TagLease
 from spa_server.firewall.gate import TABLE
@@ -354,12 +353,12 @@ class Gate:
         """What nft prints."""
         try:
             child = subprocess.Popen(
-                ["nft", *arguments],
+                [programs.find("nft"), *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                env={**os.environ, "LC_ALL": "C"},
+                env=programs.ENVIRONMENT,
             )
         except OSError as error:
             raise FirewallError(f"nft could not be run: {error.strerror}", error.errno) from None
