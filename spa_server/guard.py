@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
-from keys import schema, serverkey
+from keys import schema
 from keys.registry import Registry
 from keys.tomlfile import FileProblem
 from spa_protocol import __version__
 from spa_protocol.layout import EPOCH_S, Address, epoch_of
-from spa_server import clock, sessions, trial
+from spa_server import clock, hostkey, sessions, trial
 from spa_server.admission import Admission
 from spa_server.anomaly import lookout
 from spa_server.audit import lastrun
@@ -84,7 +84,7 @@ class Guard:
             serves_when_full=config.serves_when_full,
         )
         self._broken_off_at_us = lastrun.broken_off_at_us(connection)
-        server_key = serverkey.load(config.key)
+        server_key = hostkey.load(config)
         self.upkeep = Upkeep(
             self.ledger,
             record_key(server_key.secret),
