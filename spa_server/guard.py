@@ -69,7 +69,7 @@ class Guard:
     def __init__(self, config: Config, answer: Answerer) -> None:
         self.config = config
         schema.must_be_sound(config.database, _JUDGED_BY)
-        connection = schema.connect(config.database)
+        connection = self._connection = schema.connect(config.database)
         connection.execute(f"pragma busy_timeout = {_BUSY_MS}")
         self.registry = Registry(connection)
         self.rulebook = Rulebook(config, self.registry.roles_of)
@@ -133,13 +133,24 @@ class Guard:
         )
         self.started_at_us = clock.now_us()
         self.is_serving = False
-        self._unrecorded_floor_us = self.ledger.unrecorded_floor_us()
+        self._unrecorded_floor_us = self._floor_of_what_was_lost()
         self._data_version = self.ledger.data_version()
         self._offset_us = clock.offset_us()
         self._on_trial = self.gatehouse.is_on_trial
         self._before_trial: Policy | None = None
         self._local: dict[Address, bool] = {}
         self._try_again_at_s = 0.0
+
+    def _floor_of_what_was_lost(self) -> int:
+        """Up to which stamp a request may have been burned without this database knowing it.
+
+        Where an older copy of it was put back, that is anything that could be fresh by now.
+        """
+        if self.upkeep.is_record_short:
+            latest_us = self.started_at_us + round(self.config.freshness_s * 1_000_000)
+            self.ledger.lost_up_to(latest_us)
+            return latest_us
+        return self.ledger.unrecorded_floor_us()
 
     def _terms(self) -> Terms:
         return Terms(self.policy, self.config.shared_sources, is_local_unicast)
@@ -177,6 +188,7 @@ class Guard:
         self.ledger.note([Record(Event.DAEMON_STOPPED, now_us)], now_us)
         self.upkeep.close(now_us)
         self.ledger.close()
+        schema.close(self._connection)
         self.outputs.close()
 
     # What comes

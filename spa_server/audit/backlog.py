@@ -92,6 +92,11 @@ class Backlog:
         except (OSError, ValueError):
             return 0
 
+    def raise_floor(self, latest_us: int) -> None:
+        """Nothing up to this stamp is known to be unheard: no later commit makes up for that."""
+        self._inherited_us = max(self._inherited_us, latest_us)
+        self._write_note()
+
     def keep(self, batch: Batch, why: str, now_us: int, *, is_full: bool) -> bool:
         """Lets a batch wait; whether its grants may be acted upon. If not they are forgotten."""
         self._waiting.burned += batch.burned

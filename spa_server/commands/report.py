@@ -32,7 +32,7 @@ def _span_us(text: str) -> int:
     "  spa-server report --html q4.html --since 92d --title 'db1, fourth quarter'\n"
     "  spa-server report --json | jq '.access.people[] | {name, roles}'\n"
     "\b\n"
-    "Exit codes: 0 fine, 1 the record was altered, 2 usage, 4 it was not verified, or other trouble."
+    "Exit codes: 0 fine, 1 the record was altered, 2 usage, 4 not verified, or trouble."
 )
 @click.option("--html", type=PATH, help="Write the page to this file, mode 0600.")
 @click.option(
