@@ -134,8 +134,9 @@ class Gatehouse:
 
     def want(self) -> None:
         """The gate is in force for good."""
-        self.config.gate_wanted.parent.mkdir(parents=True, exist_ok=True)
-        self.config.gate_wanted.touch()
+        if not self.config.gate_wanted.exists():  # at a boot it is root's, and this is the daemon's
+            self.config.gate_wanted.parent.mkdir(parents=True, exist_ok=True)
+            self.config.gate_wanted.touch()
         self.config.gate_pending.unlink(missing_ok=True)
 
     def remove(self) -> None:
