@@ -26,7 +26,7 @@ from typing import Final
 
 from integration.lab import Host, Lab, wait_until
 
-_BOOT_WITHIN_S: Final = 60.0
+_BOOT_WITHIN_S: Final = 120.0
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MOUNT_AND: Final = 'mount -t overlay overlay -o "$1" "$2"; shift 2; "$@"'
 # What is in there dies with the first process of the namespace, and that one with the test's.
@@ -178,7 +178,7 @@ class Machine:
         at: str = "~",
         text: str | None = None,
         check: bool = True,
-        timeout_s: float = 120.0,
+        timeout_s: float = 240.0,
     ) -> CompletedProcess[str]:
         """Runs a line as a user's bash does, in the directory `at`; `text` is its input.
 
@@ -208,7 +208,7 @@ class Machine:
         *,
         user: str = "root",
         at: str = "~",
-        within_s: float = 60.0,
+        within_s: float = 180.0,
         until: str | None = None,
     ) -> Said:
         """Types a line at a terminal, and an answer to each question when it is asked.

@@ -13,7 +13,7 @@ from integration.booted.company import CHECKOUT, OLD, install_server, old_tree, 
 from integration.booted.machine import Machine
 from integration.lab import Host, Lab, Reach, wait_until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 NAME = "db1.internal"
 
@@ -48,7 +48,7 @@ class Guarded:
 
     def wait_for_daemon(self) -> None:
         ask = "spa-server status"
-        wait_until(lambda: self.server.type(ask, check=False).returncode == 0, within_s=30)
+        wait_until(lambda: self.server.type(ask, check=False).returncode == 0, within_s=60)
 
     def reach(self, port: int = 22) -> Reach:
         return self.stranger.reach_tcp(self.server.host.v4, port)

@@ -9,7 +9,7 @@ from integration.booted.company import Company
 from integration.booted.walk import PATH, Walk
 from integration.lab import Reach
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
