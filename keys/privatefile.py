@@ -86,14 +86,15 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         _sync_directory(path.parent)
 
 
-def read(path: Path) -> bytes:
+def read(path: Path, *, service: int | None = None) -> bytes:
     """The content, 64 KiB at most. Raises KeyFileError, also for a file that others can reach.
 
-    A pipe is read like a file, so that a secret can come from a password manager.
+    A pipe is read like a file, so that a secret can come from a password manager. `service` is the
+    id of a user whose files root may use as well: that of the service which root operates.
     """
     try:
         with path.open("rb") as file:
-            _check_private(path, os.fstat(file.fileno()))
+            _check_private(path, os.fstat(file.fileno()), service)
             content = file.read(MAX_SIZE + 1)
     except FileNotFoundError:
         raise Missing(f"{path} does not exist") from None
@@ -152,14 +153,15 @@ def _sync_directory(directory: Path) -> None:
             os.close(descriptor)
 
 
-def _check_private(path: Path, status: os.stat_result) -> None:
+def _check_private(path: Path, status: os.stat_result, service: int | None) -> None:
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
         raise KeyFileError(f"{path} is no file", _NAME_A_FILE)
     if sys.platform == "win32":
         return
     quoted = shlex.quote(str(path))
-    if status.st_uid not in (os.geteuid(), 0):
-        hint = f"run: chown {os.geteuid()} {quoted} && chmod 600 {quoted}"
+    own = service if service is not None and os.geteuid() == 0 else os.geteuid()
+    if status.st_uid not in (own, os.geteuid(), 0):
+        hint = f"run: chown {own} {quoted} && chmod 600 {quoted}"
         raise KeyFileError(f"{path} belongs to another user", hint)
     if status.st_mode & _FOR_OTHERS:
         mode = stat.S_IMODE(status.st_mode)

@@ -219,6 +219,17 @@ def _refuse_links(path: Path) -> None:
         raise RegistryError(f"{path} is a link in a directory that is not root's", hint)
 
 
+def close(connection: sqlite3.Connection) -> None:
+    """Closes the database, whose log is then in its file: a copy of that alone is all of it.
+
+    Where somebody else reads meanwhile the log stays beside it, empty or nearly so. Never raises.
+    """
+    with contextlib.suppress(sqlite3.Error):
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    with contextlib.suppress(sqlite3.Error):
+        connection.close()
+
+
 def prepare(connection: sqlite3.Connection, *, read_only: bool = False) -> Database:
     """Brings the registry's tables up to date and returns the database. Raises RegistryError.
 

@@ -10,13 +10,13 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Final
 
-from keys import schema, serverkey
+from keys import schema
 from keys.registry import Registry
 from keys.tomlfile import FileProblem
 from spa_protocol import __version__
 from spa_protocol.carrier import Carrier
 from spa_protocol.layout import EPOCH_S, Address, epoch_of
-from spa_server import clock, marks, sessionlist, sessions
+from spa_server import clock, hostkey, marks, sessionlist, sessions
 from spa_server.addressing import Addressing
 from spa_server.admission import Admission
 from spa_server.anomaly import lookout
@@ -83,7 +83,7 @@ class Guard:
         self.config = config
         self._carry = carry
         schema.must_be_sound(config.database, _JUDGED_BY)
-        connection = schema.connect(config.database)
+        connection = self._connection = schema.connect(config.database)
         connection.execute(f"pragma busy_timeout = {_BUSY_MS}")
         self.registry = Registry(connection)
         self.rulebook = Rulebook(config, self.registry.roles_of)
@@ -98,7 +98,7 @@ class Guard:
             serves_when_full=config.serves_when_full,
         )
         self._broken_off_at_us = lastrun.broken_off_at_us(connection)
-        server_key = serverkey.load(config.key)
+        server_key = hostkey.load(config)
         self.upkeep = Upkeep(
             self.ledger,
             record_key(server_key.secret),
@@ -157,7 +157,7 @@ class Guard:
         self.started_at_us = clock.now_us()
         self.is_serving = False
         self.answers_trouble = ""
-        self._unrecorded_floor_us = self.ledger.unrecorded_floor_us()
+        self._unrecorded_floor_us = self._floor_of_what_was_lost()
         self._data_version = self.ledger.data_version()
         self._offset_us = clock.offset_us()
         self._on_trial = self.gatehouse.is_on_trial
@@ -165,6 +165,17 @@ class Guard:
         self._local: dict[Address, bool] = {}
         self._sources: dict[Address, str] = {}
         self._try_again_at_s = 0.0
+
+    def _floor_of_what_was_lost(self) -> int:
+        """Up to which stamp a request may have been burned without this database knowing it.
+
+        Where an older copy of it was put back, that is anything that could be fresh by now.
+        """
+        if self.upkeep.is_record_short:
+            latest_us = self.started_at_us + round(self.config.freshness_s * 1_000_000)
+            self.ledger.lost_up_to(latest_us)
+            return latest_us
+        return self.ledger.unrecorded_floor_us()
 
     def _terms(self) -> Terms:
         addressing = Addressing(
@@ -229,6 +240,7 @@ class Guard:
         self.ledger.note([Record(Event.DAEMON_STOPPED, now_us)], now_us)
         self.upkeep.close(now_us)
         self.ledger.close()
+        schema.close(self._connection)
         self.outputs.close()
 
     # What comes

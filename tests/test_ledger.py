@@ -299,3 +299,10 @@ def test_asking(book: Book, wanted: Filter, count: int) -> None:
     ]
     book.ledger.note(records, NOW_US)
     assert len(ask(book.connection, wanted, limit=10)) == count
+
+
+def test_a_floor_for_what_an_older_copy_does_not_know_outlives_later_commits(book: Book) -> None:
+    book.ledger.lost_up_to(NOW_US + 30 * SECOND)
+    book.ledger.commit(Batch(records=[Record(Event.DAEMON_STARTED, NOW_US)]), NOW_US)
+    assert book.ledger.unrecorded_floor_us() == NOW_US + 30 * SECOND
+    assert book.open().unrecorded_floor_us() == NOW_US + 30 * SECOND

@@ -10,10 +10,13 @@ from keys.owner import as_owner
 SUFFIXES: Final = ("-wal", "-shm", "")
 
 
-def move(path: Path, now_us: int) -> Path:
-    """Gives the database and its log the name of a damaged one, and returns it. Raises OSError."""
+def move(path: Path, now_us: int, what: str = "damaged") -> Path:
+    """Gives the database and its log the name of a damaged one, and returns it. Raises OSError.
+
+    `what` is what the name says instead: that it was replaced.
+    """
     with as_owner(path):
-        aside = _free_name(path, now_us)
+        aside = _free_name(path, now_us, what)
         for suffix in SUFFIXES:
             old, new = Path(f"{path}{suffix}"), Path(f"{aside}{suffix}")
             if old.is_dir():
@@ -24,9 +27,9 @@ def move(path: Path, now_us: int) -> Path:
     return aside
 
 
-def _free_name(path: Path, now_us: int) -> Path:
+def _free_name(path: Path, now_us: int, what: str) -> Path:
     at = datetime.fromtimestamp(now_us // 1_000_000, UTC)
-    named = f"{path.name}.damaged-{at:%Y%m%dT%H%M%SZ}"
+    named = f"{path.name}.{what}-{at:%Y%m%dT%H%M%SZ}"
     aside, number = path.with_name(named), 1
     while any(Path(f"{aside}{suffix}").exists() for suffix in SUFFIXES):
         number += 1

@@ -107,6 +107,11 @@ class Backlog:
         """The latest stamp of a request that was heard but is not recorded; 0 for none."""
         return read_note(self._note)
 
+    def raise_floor(self, latest_us: int) -> None:
+        """Nothing up to this stamp is known to be unheard: no later commit makes up for that."""
+        self._inherited_us = max(self._inherited_us, latest_us)
+        self._write_note()
+
     def keep(self, batch: Batch, why: str, now_us: int, *, is_full: bool) -> bool:
         """Lets a batch wait; whether its grants may be acted upon. If not they are forgotten."""
         self._waiting.burned += batch.burned

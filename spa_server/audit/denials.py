@@ -234,8 +234,7 @@ class Denials:
 
     def _disconnect(self) -> None:
         if self._connection is not None:
-            with suppress(sqlite3.Error):
-                self._connection.close()
+            schema.close(self._connection)
         self._connection = None
 
 

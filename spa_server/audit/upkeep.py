@@ -90,6 +90,11 @@ class Upkeep:
                 return 0, Record(Event.RECORDS_LOST, 0, reason=reason)
         return last.event_id, None
 
+    @property
+    def is_record_short(self) -> bool:
+        """Whether the record is not what was signed: cut off, changed, or an older copy."""
+        return self._tampered is not None
+
     def start(self, now_us: int) -> None:
         """At the daemon's start, once it is in the record: signs, and lays the reserve."""
         with suppress(LedgerError):

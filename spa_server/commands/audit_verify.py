@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from keys import schema, serverkey
+from keys import schema
 from keys.console import ExitCode, Parsed, Trouble, print_json, say
 from keys.readfile import read_file
 from keys.when import rfc3339
+from spa_server import hostkey
 from spa_server.commands.common import PATH, ask, explained, json_option
 from spa_server.config import Config, load_config
 
@@ -84,7 +85,7 @@ def _own_signer(config: Config) -> "Signer":
     from spa_server.audit.checkpoint import record_key
 
     try:
-        return record_key(serverkey.load(config.key).secret).signer
+        return record_key(hostkey.load(config).secret).signer
     except Trouble as trouble:
         raise Trouble(trouble.message, "run this as root, or name the key: --key") from None
 

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from keys import serverkey
 from keys.console import ExitCode, Parsed, print_json, say
 from spa_protocol.access import Access
-from spa_server import clock, control, unit
+from spa_server import clock, control, hostkey, unit
 from spa_server.commands.common import ACCESS, ask, explained, json_option, open_registry
 from spa_server.config import Config, load_config
 
@@ -76,7 +75,7 @@ def check(
 
     config = load_config(path)
     policy = load_policy(config.policy)
-    serverkey.load(config.key)
+    hostkey.load(config)
     with open_registry(config) as registry:
         people = people_in(registry, clock.now_us())
     with explained():

@@ -33,7 +33,7 @@ def _span_us(text: str) -> int:
     "  spa-server report --html q4.html --since 92d --title 'db1, fourth quarter'\n"
     "  spa-server report --json | jq '.access.people[] | {name, roles}'\n"
     "\b\n"
-    "Exit codes: 0 fine, 1 the record was altered, 2 usage, 4 trouble on this host."
+    "Exit codes: 0 fine, 1 the record was altered, 2 usage, 4 not verified, or trouble."
 )
 @click.option("--html", type=PATH, help="Write the page to this file, mode 0600.")
 @click.option(
@@ -81,6 +81,7 @@ def report(
         note(f"{html}: {facts.title}")
     if facts.state.problem:
         note(f"warning: the record was not verified: {facts.state.problem}")
+        raise SystemExit(ExitCode.TROUBLE)
     if facts.state.findings:
         note("warning: the record is not as it was written; see: spa-server audit verify")
         raise SystemExit(ExitCode.REFUSED)
