@@ -1,8 +1,8 @@
 """A stolen tag: junk under the 8 bytes that open every knock, to silence the one whose they are.
 
-The attacker is on the way of one knock, or of all of them, and sends junk under the tags that were
-seen, from as many forged addresses as they like, the owner's own among them. They open nothing; what
-they want is that the owner is not heard. The figures are knocks of the owner that opened a port.
+The attacker sees one knock, or all of them, and sends junk under the tags that were seen, from as
+many forged addresses as they like, the owner's own among them. It opens nothing; what they want is
+that the owner is not heard. The figures are knocks of the owner that opened a port.
 """
 
 import secrets
@@ -89,7 +89,7 @@ def _one_network(number: int) -> Address:
 
 
 class Flood:
-    """Junk under the tags that are added, at a rate (0: as fast as it goes) until the block ends."""
+    """Junk under the tags that are added, at a rate (0: what can be sent) until the block ends."""
 
     def __init__(
         self,
