@@ -104,7 +104,7 @@ def _waits_for(composer: Composer, timeout_s: float) -> Iterable[float]:
     return (timeout_s,) if composer.identity.needs_touch else waits(timeout_s)
 
 
-def _tag_numbers(composer: Composer) -> Iterator[tuple[int, ...]]:
+def tag_numbers(composer: Composer) -> Iterator[tuple[int, ...]]:
     """Which of the key's tags the knocks of each try bear: none twice that can be spared."""
     yield (0,)
     spare = cycle(random.SystemRandom().sample(range(1, TAGS), TAGS - 1))
@@ -269,11 +269,11 @@ def exchange(
         yield from unopened
         end_s = float("inf")
         every_try = zip(
-            tries or _waits_for(composer, timeout_s), _tag_numbers(composer), strict=False
+            tries or _waits_for(composer, timeout_s), tag_numbers(composer), strict=False
         )
-        for wait_s, tag_numbers in every_try:
-            for talk, tag_number in product(waiting, tag_numbers):
-                talk.send(composer, freshness, tag_number)
+        for wait_s, numbers in every_try:
+            for talk, number in product(waiting, numbers):
+                talk.send(composer, freshness, number)
             until_s = time.monotonic() + wait_s
             while heard := _listen(waiting, composer, freshness, min(until_s, end_s)):
                 end_s = min(end_s, time.monotonic() + GRACE_S)
@@ -294,12 +294,12 @@ def send_only(
 
     There is no further one: so it is what a further one would be (the head of this file).
     """
-    first, further = islice(_tag_numbers(composer), 2)
-    tag_numbers = first if composer.identity.is_in_agent else further
+    first, further = islice(tag_numbers(composer), 2)
+    numbers = first if composer.identity.is_in_agent else further
     with contextlib.ExitStack() as stack:
         talks, unopened = _open(targets, carrier, stack)
-        for talk, tag_number in product(talks, tag_numbers):
-            talk.send(composer, freshness or Freshness(), tag_number)
+        for talk, number in product(talks, numbers):
+            talk.send(composer, freshness or Freshness(), number)
         return unopened + [talk.silence() for talk in talks]
 
 

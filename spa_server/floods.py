@@ -15,6 +15,7 @@ LEASE_S: Final = 60.0
 _RENEWED_AFTER_S: Final = LEASE_S / 2
 _AT_ONCE: Final = 10.0
 _FORGIVEN_PER_S: Final = 0.1
+_REMEMBERED: Final = 2 * _AT_ONCE
 _TAGS_REMEMBERED: Final = 65_536
 
 
@@ -43,11 +44,10 @@ class Floods:
                 self._accounts.clear()
             account = self._accounts[tag] = _Account(0.0, now_s)
         forgiven = (now_s - account.at_s) * _FORGIVEN_PER_S
-        account.level = max(0.0, account.level - forgiven) + 1.0
+        account.level = min(max(0.0, account.level - forgiven) + 1.0, _REMEMBERED)
         account.at_s = now_s
         told_s = account.told_at_s
         if account.level <= _AT_ONCE or (told_s is not None and now_s < told_s + _RENEWED_AFTER_S):
             return False
-        account.level = min(account.level, 2 * _AT_ONCE)
         account.told_at_s = now_s
         return True
