@@ -1,4 +1,4 @@
-"""Somebody who sees tags on the wire does not silence their owner: integration/attacks/stolen_tag."""
+"""Somebody who sees tags on the wire does not silence their owner."""
 
 from integration.attacks import stolen_tag
 from integration.lab import Lab
