@@ -79,8 +79,12 @@ def admitted_until_us(epoch: int) -> int:
 
 
 def room_for(keys: int) -> int:
-    """How many tags there are at most, in all epochs, where so many keys and invites are heard."""
-    return (keys + SPARED_AT_ONCE * (TAGS - 1)) * EPOCHS_LAID
+    """How large a set of tags must be where so many keys and invites are heard.
+
+    Of each an epoch too many is there for a moment, when the next is laid before the last is over,
+    and some tags twice, while they are renewed.
+    """
+    return (keys + SPARED_AT_ONCE * (TAGS - 1)) * EPOCHS_LAID * 21 // 20
 
 
 class Admission:

@@ -10,6 +10,7 @@ deletes both before the table, so that no message between the programs is needed
 from ipaddress import ip_network
 
 from keys.tomlfile import FileProblem
+from spa_server.admission import room_for
 from spa_server.config import Config, Mode, reread
 from spa_server.firewall import accounting
 from spa_server.firewall.gate import observed_in
@@ -35,6 +36,7 @@ def plan_gate(config: Config, policy: Policy) -> GatePlan:
         cut=policy.cut,
         outer=outer,
         observed=plan_observed(config, policy),
+        tags=room_for(config.max_keys),
     )
 
 

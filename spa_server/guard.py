@@ -77,6 +77,7 @@ class Guard:
         connection = schema.connect(config.database)
         connection.execute(f"pragma busy_timeout = {_BUSY_MS}")
         self.registry = Registry(connection)
+        self.registry.max_keys = config.max_keys
         self.rulebook = Rulebook(config, self.registry.roles_of)
         self.policy = self.rulebook.begin()
         self.denials = Denials(beside(config.database))
