@@ -103,7 +103,7 @@ class Flood:
         self._rate_per_s = rate_per_s
         self._packets: list[bytes] = []
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._send)
+        self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -120,10 +120,14 @@ class Flood:
             datagram(tag + junk, own if n % 100 == 0 else self._sources(n), self._target)
             for n in range(count)
         ]
-        self._packets = _shuffled([*self._packets, *made])
+        self.send(made)
         time.sleep(_SWELLS_S)
 
-    def _send(self) -> None:
+    def send(self, packets: Sequence[bytes]) -> None:
+        """Floods with these packets besides."""
+        self._packets = _shuffled([*self._packets, *packets])
+
+    def _run(self) -> None:
         at = 0
         while not self._stopped.is_set():
             packets, begun_s = self._packets, time.monotonic()
