@@ -6,8 +6,8 @@ from typing import Final
 
 import click
 
-from keys import offers, qr
 from keys import invite as invites
+from keys import offers, qr
 from keys.console import Parsed, note, print_json, say
 from keys.identity import Identity
 from keys.invite import USUAL_EXPIRY, WrittenHost
@@ -92,7 +92,6 @@ def invite(
     expires_at_us = expiry(expires, at_us) or at_us
     check_roles(roles)
     server = invites.server_of(host_here(), host)
-    with opened(database, create=True) as registry:
     max_keys = host_here().max_keys
     with opened(database, create=True, max_keys=max_keys) as registry:
         token = registry.create_invite(

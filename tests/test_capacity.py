@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from keys import identity
-from keys.capacity import DEFAULT_MAX_KEYS, NoRoom, max_keys_here
+from keys.capacity import DEFAULT_MAX_KEYS, NoRoom
 from keys.enrolled import LATE_US
+from keys.hostconfig import host_config
 from keys.identity import Identity
 from keys.registry import JoinRefusal, Redeemed, Registry, opened
 from keys.tomlfile import FileProblem
@@ -109,21 +110,16 @@ def test_where_there_are_too_many_already_those_can_be_renewed(registry: Registr
         enroll_together(registry, 1)
 
 
-def test_the_configuration_says_how_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_configuration_says_how_many(tmp_path: Path) -> None:
     file = tmp_path / "server.toml"
     file.write_text("max_keys = 5000\n")
-    assert max_keys_here(file) == 5000
-    monkeypatch.setenv("SPA_SERVER_CONFIG", str(file))
-    assert max_keys_here() == 5000
+    assert host_config(file).max_keys == 5000
     file.write_text("")
-    assert max_keys_here() == DEFAULT_MAX_KEYS
+    assert host_config(file).max_keys == DEFAULT_MAX_KEYS
     for wrong in ("true", "99", "2000001", '"many"', "1e6"):
         file.write_text(f"max_keys = {wrong}\n")
         with pytest.raises(FileProblem, match="max_keys: expected a number from 100 to 2000000"):
-            max_keys_here()
-    file.unlink()
-    with pytest.raises(FileProblem, match="no such file"):
-        max_keys_here()
+            host_config(file)
 
 
 def test_the_usual_set_of_tags_is_as_large_as_ever() -> None:
