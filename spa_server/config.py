@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from keys import tomlfile
+from keys.capacity import DEFAULT_MAX_KEYS, LEAST_MAX_KEYS, MOST_MAX_KEYS
 from keys.invite import parse_host
 from keys.tomlfile import FileProblem, convert, lower_first
 from keys.when import parse_duration
@@ -41,6 +42,7 @@ _INTERFACE_PREFIX: Final = "interface:"
 _NoneOrMore = Annotated[int, msgspec.Meta(ge=0)]
 _Days = Annotated[int, msgspec.Meta(ge=1, le=60)]
 _Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+_MaxKeys = Annotated[int, msgspec.Meta(ge=LEAST_MAX_KEYS, le=MOST_MAX_KEYS)]
 _MAX_HOOK_S: Final = 300
 _Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
@@ -89,6 +91,7 @@ class _ServerFile(msgspec.Struct, forbid_unknown_fields=True):
     also_addressed_as: list[str] = []
     undeclared_target: str = Undeclared.REFUSE
     freshness: str = f"{DEFAULT_FRESHNESS_S}s"
+    max_keys: _MaxKeys = DEFAULT_MAX_KEYS
     mode: str = Mode.ENFORCE
     observe: list[str] = []
     metrics: str | None = None
@@ -107,7 +110,8 @@ class Config:
     `outer` None: the interfaces that have a default route. `observe` names services of the policy
     which are observed whatever the mode is. `also_addressed_as`: addresses of forwarders before
     this host, which knocks name as their target. `metrics` None: they are off. `serves_when_full`:
-    knocks are granted also while the disk has no room to record it.
+    knocks are granted also while the disk has no room to record it. `max_keys` is how
+    many keys and invites are heard at most: the kernel's set of tags is made for so many.
     """
 
     path: Path
@@ -123,6 +127,7 @@ class Config:
     also_addressed_as: frozenset[Address]
     accepts_undeclared_target: bool
     freshness_s: float
+    max_keys: int
     mode: Mode
     observe: tuple[str, ...]
     metrics: ListenAddress | None
@@ -213,6 +218,7 @@ def _load(path: Path, *, may_be_missing: bool) -> Config:
         also_addressed_as=frozenset(_address_of_a_host(t, path) for t in read.also_addressed_as),
         accepts_undeclared_target=read.undeclared_target == Undeclared.ACCEPT,
         freshness_s=_duration(read.freshness, path, "freshness", EPOCH_S),
+        max_keys=read.max_keys,
         mode=Mode(read.mode),
         observe=tuple(read.observe),
         metrics=_metrics(read, path),

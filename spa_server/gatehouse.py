@@ -11,6 +11,7 @@ from keys.tomlfile import FileProblem
 from spa_protocol.access import Access
 from spa_protocol.layout import Address
 from spa_server import marks
+from spa_server.admission import room_for
 from spa_server.answer import why_not_raw
 from spa_server.config import Config, Mode, reread
 from spa_server.firewall import accounting
@@ -37,6 +38,7 @@ def plan_gate(config: Config, policy: Policy) -> GatePlan:
         cut=policy.cut,
         outer=outer,
         observed=plan_observed(config, policy),
+        tags=room_for(config.max_keys),
     )
 
 

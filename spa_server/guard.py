@@ -16,6 +16,7 @@ from keys.tomlfile import FileProblem
 from spa_protocol import __version__
 from spa_protocol.carrier import Carrier
 from spa_protocol.layout import EPOCH_S, Address, epoch_of
+from spa_protocol.publickey import Sender
 from spa_server import clock, hostkey, marks, sessionlist, sessions
 from spa_server.addressing import Addressing
 from spa_server.admission import Admission
@@ -86,6 +87,7 @@ class Guard:
         connection = self._connection = schema.connect(config.database)
         connection.execute(f"pragma busy_timeout = {_BUSY_MS}")
         self.registry = Registry(connection)
+        self.registry.max_keys = config.max_keys
         self.rulebook = Rulebook(config, self.registry.roles_of)
         self.policy = self.rulebook.begin()
         self.denials = Denials(beside(config.database))
@@ -153,6 +155,7 @@ class Guard:
             freshness_s=config.freshness_s,
             meter=self.meter,
             replaced=self._end_replaced,
+            flooded=self._flooded,
         )
         self.started_at_us = clock.now_us()
         self.is_serving = False
@@ -350,6 +353,15 @@ class Guard:
             self.ledger.note([record], now_us)
             return
         self._refresh_directory(now_us)
+
+    def _flooded(self, tag: bytes, sender: Sender, now_us: int) -> None:
+        """Somebody has seen this tag on the wire, and would have its key not be heard."""
+        if not self.tags.flooded(tag, sender.key_id, now_us):
+            return
+        owner = self.directory.owner(sender.key_id)
+        identity = None if owner is None else owner.identity
+        record = Record(Event.TAG_FLOODED, now_us, identity=identity, key_id=sender.key_id)
+        self.ledger.note([record], now_us)
 
     def reload(self, *, gate_too: bool = False) -> None:
         """Reads the policy anew. One that is not sound changes nothing and raises FileProblem.

@@ -9,6 +9,7 @@ from keys.when import rfc3339
 from spa_protocol import __version__
 from spa_server import clock, sessionlist, whois
 from spa_server.activity import activity
+from spa_server.alignment.people import NEARLY_FULL_PERCENT
 from spa_server.alignment.standing import config_is_current
 from spa_server.config import Mode
 from spa_server.control import Handler
@@ -65,6 +66,8 @@ def _status(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
         **_doubts(guard),
         **_mode(guard.gatehouse.observed),
         "keys_heard": len(guard.admission),
+        "keys_at_most": guard.config.max_keys,
+        "keys_room": _room(len(guard.admission), guard.config.max_keys),
         "grants": len(guard.keeper.book),
         "holes": len(guard.keeper.book.holes()),
         "connections": len(guard.connections.live),
@@ -94,6 +97,14 @@ def _doubts(guard: Guard) -> dict[str, Any]:
         "backstop_absence": backstop.absence or None,
         "backstop_trouble": backstop.trouble,
     }
+
+
+def _room(heard: int, most: int) -> str:
+    """What `check` finds as registry-nearly-full (alignment/people.py)."""
+    if heard * 100 < most * NEARLY_FULL_PERCENT:
+        return "enough"
+    left = max(0, most - heard)
+    return f"nearly full: {left} more can be enrolled; set a larger max_keys and restart"
 
 
 def _policy(guard: Guard) -> str:

@@ -45,6 +45,7 @@ _REST: Final = """\
 # also_addressed_as = []        # a port forwarder's addresses, by which clients know this host
 # undeclared_target = "refuse"  # or "accept": knocks that name no host (0.1.0's)
 # freshness = "30s"             # how far a client's clock may be from this one's
+# max_keys = 150000             # keys and invites that are heard at most
 # mode = "enforce"              # or "observe": let in and record what would be denied
 # observe = []                  # services that are observed while all others are enforced
 """

@@ -36,6 +36,7 @@ SEVERITIES: Final = {
     "policy-not-in-force": Severity.WARNING,
     "unknown-role": Severity.WARNING,
     "broken-key": Severity.WARNING,
+    "registry-nearly-full": Severity.WARNING,
     "review-due": Severity.WARNING,
     "rule-expired": Severity.WARNING,
     "rule-expiring": Severity.WARNING,

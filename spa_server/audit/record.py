@@ -27,6 +27,7 @@ class Event(StrEnum):
     CONNECTION_DENIED = "connection.denied"
     CONNECTION_WOULD_DENY = "connection.would-deny"
     CONNECTION_SEVERED = "connection.severed"
+    TAG_FLOODED = "tag.flooded"
     KEYS_CHANGED = "keys.changed"
     POLICY_LOADED = "policy.loaded"
     POLICY_REFUSED = "policy.refused"

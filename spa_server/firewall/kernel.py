@@ -166,6 +166,11 @@ class Gate:
             admitted += len(some)
             yield len(some)
 
+    def hold_back(self, tag: TagLease) -> None:
+        """Puts what comes under a flooded tag into the narrow lane, for so long from now."""
+        lease = [(tag.tag, tag.timeout_ms)]
+        self._put([(partial(elements.put_all, elements.FLOODED, lease), True)])
+
     def withdraw(self, tags: Iterable[bytes]) -> None:
         """Lets knocks with these tags be heard no more. One that is not admitted is no error.
 
