@@ -153,6 +153,10 @@ class _AsOwner(sqlite3.Connection):
         with acting_as(self.owner):
             return super().executescript(*arguments)
 
+    def backup(self, *arguments: Any, **options: Any) -> None:
+        with acting_as(self.owner):
+            super().backup(*arguments, **options)
+
     def commit(self) -> None:
         with acting_as(self.owner):
             super().commit()

@@ -5,10 +5,10 @@ A tar file, as secret as the server's key, which is in it:
     spaknock-backup.json    version, when it was made, on which host
     spa.db                  registry, replay memory, grants and record, as of one moment
     denials.db, anomalies.db    where they are there
-    server.toml, policy.toml, server.key
+    server.toml, policy.toml, server.key, server.key.machine
 
-It is taken while the daemon runs: SQLite copies one state of a database (VACUUM INTO), and nobody
-waits for it. Restoring is in spa_server/restore.py.
+It is taken while the daemon runs: SQLite copies one state of a database, and nobody waits for it.
+Restoring is in spa_server/restore.py.
 """
 
 import io
@@ -23,9 +23,8 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
-from urllib.parse import quote
 
-from keys import privatefile
+from keys import privatefile, schema
 from keys.schema import RegistryError
 from keys.trouble import Trouble
 from spa_protocol import __version__
@@ -33,11 +32,13 @@ from spa_server import clock, hostkey
 from spa_server.anomaly import store
 from spa_server.audit import denials
 from spa_server.config import Config
+from spa_server.machine import Mark
 
 MANIFEST: Final = "spaknock-backup.json"
 FORMAT: Final = 1
 DATABASE: Final = "spa.db"
 KEY: Final = "server.key"
+MACHINE: Final = "server.key.machine"
 CONFIGURATION: Final = "server.toml"
 POLICY: Final = "policy.toml"
 
@@ -63,7 +64,12 @@ def databases(config: Config) -> dict[str, Path]:
 
 def settings(config: Config) -> dict[str, Path]:
     """What else a host is made of, by the names in a backup."""
-    return {CONFIGURATION: config.path, POLICY: config.policy, KEY: config.key}
+    return {
+        CONFIGURATION: config.path,
+        POLICY: config.policy,
+        MACHINE: Mark(config.key).path,
+        KEY: config.key,
+    }
 
 
 def make(config: Config, file: Path, *, overwrite: bool = False) -> list[str]:
@@ -82,7 +88,7 @@ def make(config: Config, file: Path, *, overwrite: bool = False) -> list[str]:
             for name, path in databases(config).items():
                 if name == DATABASE or path.exists():
                     copy = Path(staging) / name
-                    _copy_database(path, copy)
+                    copy_database(path, copy)
                     archive.add(copy, name, filter=_anonymous)
             for name, path in settings(config).items():
                 if path.exists():
@@ -92,13 +98,18 @@ def make(config: Config, file: Path, *, overwrite: bool = False) -> list[str]:
     return names[1:]
 
 
-def _copy_database(path: Path, copy: Path) -> None:
+def copy_database(path: Path, copy: Path) -> None:
     """One state of it, without its log and without the room that it keeps in reserve."""
     if not path.exists():
         raise RegistryError(f"there is no registry at {path}", "make one: spa-server init")
-    uri = f"file:{quote(str(path.absolute()))}?mode=ro"
-    with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
-        connection.execute("vacuum into ?", (str(copy),))
+    with (
+        closing(schema.open_file(path, "ro")) as there,
+        closing(sqlite3.connect(copy, isolation_level=None)) as made,
+    ):
+        made.execute("pragma journal_mode = off")  # opens the file, and makes no other beside it
+        there.backup(made)
+        made.execute("pragma journal_mode = delete")
+        made.execute("vacuum")
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -128,7 +139,8 @@ def unpack(file: Path, content: BinaryIO, into: Path) -> Manifest:
 
     `file` is for the message. Raises NoBackup and OSError.
     """
-    allowed = {MANIFEST, DATABASE, "denials.db", "anomalies.db", CONFIGURATION, POLICY, KEY}
+    allowed = {MANIFEST, DATABASE, "denials.db", "anomalies.db"}
+    allowed |= {CONFIGURATION, POLICY, MACHINE, KEY}
     try:
         with tarfile.open(fileobj=content, mode="r:") as archive:
             for member in _plain(archive, file):

@@ -12,7 +12,8 @@ In words, in this order:
 4.  The databases that are there get another name; none is overwritten or deleted. Then the restored
     ones get their names, and the record says what happened.
 5.  Configuration, policy and key are put in place only where they are missing: what is there may be
-    newer, and whoever wants the older one moves it away first.
+    newer, and whoever wants the older one moves it away first. With the key comes the word on which
+    machine it was made, so a daemon on another one does not start before `spa-server adopt-key`.
 
 The gate is left as it is: whether it is in force on this host is no matter of a backup.
 """
@@ -27,10 +28,10 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
-from urllib.parse import quote
 
 from keys import privatefile, schema
 from keys.registry import Registry
+from keys.schema import RegistryError
 from keys.when import rfc3339
 from spa_server import backup, clock
 from spa_server.audit import aside, setaside
@@ -84,6 +85,8 @@ def restore(config: Config, file: Path, now_us: int) -> Restored:
         for name, path in backup.settings(config).items():
             if not (staging / name).exists():
                 continue
+            if name == backup.MACHINE and config.key.exists():
+                continue  # it belongs to the key of the backup
             content_there = (staging / name).read_bytes()
             if not path.exists():
                 _place(path, content_there, is_key=name == backup.KEY, home=home)
@@ -127,10 +130,15 @@ def _carry_over(there: Path, restored: Path) -> bool:
     """Whether all of it could be: the one that is there may be damaged, missing or older."""
     if not there.exists():
         return False
+    copy = restored.with_name("replaced.db")
+    try:
+        backup.copy_database(there, copy)
+    except (sqlite3.Error, RegistryError):
+        return False
     with closing(schema.connect(restored)) as connection:
         Registry(connection)
         try:
-            connection.execute("attach ? as old", (f"file:{quote(str(there.absolute()))}?mode=ro",))
+            connection.execute("attach ? as old", (str(copy),))
             with schema.transaction(connection):
                 for statement in _CARRIED:
                     connection.execute(statement)

@@ -210,7 +210,7 @@ def test_an_archive_writes_nothing_but_what_a_backup_holds(host: Host, name: str
     assert not (host.path / "spa.db").is_symlink()
 
 
-def test_a_backup_replaces_no_file_and_follows_no_link_unless_forced(host: Host) -> None:
+def test_a_backup_replaces_no_file_unless_forced_and_never_a_link(host: Host) -> None:
     Running(host).connection.close()
     file = host.path / "there"
     file.write_text("mine")
@@ -218,8 +218,9 @@ def test_a_backup_replaces_no_file_and_follows_no_link_unless_forced(host: Host)
     assert file.read_text() == "mine"
     link = host.path / "link"
     link.symlink_to(file)
-    assert host.run("backup", str(link), "--force").exit_code == 0
+    assert host.run("backup", str(link), "--force").exit_code == 4
     assert file.read_text() == "mine"
+    assert host.run("backup", str(file), "--force").exit_code == 0
     assert "is no file" in host.run("backup", "/dev/null", "--force").stderr
     assert Path("/dev/null").is_char_device()
 
@@ -266,8 +267,9 @@ def test_what_root_restores_belongs_to_the_owner_of_the_directory_and_follows_no
     os.chown(file, 0, 0)
     victim = tmp_path / "roots"
     victim.write_text("mine")
-    (host.path / ".spa.db.restored").symlink_to(victim)
-    (host.path / "denials.db").symlink_to(victim)
+    for name in (".spa.db.restored", "denials.db"):
+        (host.path / name).symlink_to(victim)
+        os.chown(host.path / name, 65534, 65534, follow_symlinks=False)
     done = host.restore(file)
     assert done.exit_code == 0, done.output
     for name in ("spa.db", "server.key", "unrecorded"):

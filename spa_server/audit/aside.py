@@ -1,5 +1,6 @@
 """A damaged file gets another name: it is never overwritten, and never deleted."""
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -21,8 +22,8 @@ def move(path: Path, now_us: int, what: str = "damaged") -> Path:
             old, new = Path(f"{path}{suffix}"), Path(f"{aside}{suffix}")
             if old.is_dir():
                 old.rename(new)
-            elif old.exists():
-                new.hardlink_to(old)
+            elif os.path.lexists(old):
+                os.link(old, new, follow_symlinks=False)
                 old.unlink()
     return aside
 
