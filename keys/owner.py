@@ -9,7 +9,6 @@ its maker could not go, and what is made is the owner's from its first moment.
 Only file system calls belong into such a block: what is imported there is read as the other too.
 """
 
-import ctypes
 import os
 import shlex
 import stat
@@ -18,6 +17,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +26,6 @@ from keys.trouble import Trouble
 _MOST_LINKS: Final = 40
 _BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 _UNCHANGED: Final = -1
-_LIBC: Final[Any] = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +125,21 @@ def acting_as(owner: Owner) -> Iterator[None]:
         _act(before)
 
 
+@cache
+def _libc() -> Any:
+    """For setfsuid(2), which Python does not have; a client, who never asks, need not load it."""
+    import ctypes  # noqa: PLC0415 - see above
+
+    return ctypes.CDLL(None)
+
+
 def _acting() -> Owner:
-    return Owner(_LIBC.setfsuid(_UNCHANGED), _LIBC.setfsgid(_UNCHANGED))
+    return Owner(_libc().setfsuid(_UNCHANGED), _libc().setfsgid(_UNCHANGED))
 
 
 def _act(owner: Owner) -> None:
     """Neither call tells whether it succeeded: the next one does."""
-    _LIBC.setfsgid(owner.gid)
-    _LIBC.setfsuid(owner.uid)
+    _libc().setfsgid(owner.gid)
+    _libc().setfsuid(owner.uid)
     if _acting() != owner:
         raise PermissionError("the rights of another user could not be taken on")

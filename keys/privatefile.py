@@ -37,13 +37,13 @@ class Missing(KeyFileError):
 
 
 class NotRegular(OSError):
-    """What is there must not be replaced by a file: a device, a pipe, a link, a directory."""
+    """What is there is not to be replaced: a device, a pipe, a directory, a link to one of these."""
 
 
 def write(path: Path, content: bytes, *, overwrite: bool = False) -> None:
     """Creates the file, and the directories it needs (mode 0700). Raises KeyFileError.
 
-    With `overwrite` it takes the place of a regular file of this name, and of nothing else.
+    With `overwrite` it takes the place of a regular file of this name, or of a link to one.
     """
     try:
         with new_file(path, overwrite=overwrite) as unnamed, unnamed.open("wb") as file:
@@ -128,8 +128,13 @@ def _check_replaceable(path: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(mode) and not _is_link_to_file(path):
         raise NotRegular(f"{path} is no regular file and is not replaced")
+
+
+def _is_link_to_file(path: Path) -> bool:
+    """A link may give way to a file, unless it stands for a device, as /dev/stdout does."""
+    return path.is_symlink() and (path.is_file() or not path.exists())
 
 
 def _name(unnamed: Path, path: Path, *, overwrite: bool) -> None:

@@ -40,11 +40,10 @@ def run(config: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def kinds(directory: Path) -> list[tuple[Path, Callable[[Path], bool]]]:
-    """A pipe, a link to a file, a link to nothing, a link to a device, each with what shows it."""
-    pipe, file = directory / "pipe", directory / "file"
+    """A pipe, a link to it, a link to a device and to a directory, each with what shows it."""
+    pipe = directory / "pipe"
     os.mkfifo(pipe)
-    file.write_text("old")
-    links = {"to-file": file, "to-nothing": directory / "nothing", "to-device": Path("/dev/null")}
+    links = {"to-pipe": pipe, "to-device": Path("/dev/null"), "to-directory": Path("/")}
     for name, target in links.items():
         (directory / name).symlink_to(target)
     return [(pipe, Path.is_fifo), *((directory / name, Path.is_symlink) for name in links)]
@@ -55,8 +54,19 @@ def test_only_a_file_is_replaced(tmp_path: Path) -> None:
         with pytest.raises(Trouble, match="is no regular file and is not replaced"):
             privatefile.write(path, b"new", overwrite=True)
         assert is_as_it_was(path)
-    privatefile.write(tmp_path / "file", b"new", overwrite=True)
-    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_a_file_is_replaced_and_a_link_to_one_is_not_followed(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"old")
+    for name, target in (("to-file", file), ("to-nothing", tmp_path / "nothing")):
+        link = tmp_path / name
+        link.symlink_to(target)
+        privatefile.write(link, b"new", overwrite=True)
+        assert (link.is_symlink(), link.read_bytes()) == (False, b"new")
+    assert file.read_bytes() == b"old"
+    privatefile.write(file, b"new", overwrite=True)
+    assert file.read_bytes() == b"new"
 
 
 @pytest.mark.parametrize("command", ["export", "report", "import-fwknop"])

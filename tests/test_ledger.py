@@ -174,7 +174,7 @@ def test_where_the_operator_wished_it_grants_wait_and_are_given(book: Book) -> N
 
 def test_what_cannot_be_noted_elsewhere_either_is_not_served(book: Book) -> None:
     """Else a daemon that is started meanwhile would hear it again."""
-    (book.path / "unrecorded.new").mkdir()
+    (book.path / "unrecorded").symlink_to("/dev/null")
     ledger = served(book)
     with pytest.raises(LedgerError, match="full"):
         ledger.commit(Batch([BURN], [GRANT], [], big()), NOW_US)

@@ -1,6 +1,5 @@
 """`spa-server report`: one page about a host that an auditor can keep."""
 
-import os
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -96,7 +95,7 @@ def _check(html: Path, *, force: bool) -> None:
         raise Trouble(what, "pip install 'spaknock[report]'; or use --json") from None
     if not force and (html.exists() or html.is_symlink()):
         raise Trouble(f"{html} exists already", "choose another name, or --force")
-    if os.path.lexists(html) and (html.is_symlink() or not (html.is_file() or html.is_dir())):
+    if html.exists() and not (html.is_file() or html.is_dir()):
         raise Trouble(f"{html} is no regular file and is not replaced", "choose another name")
     if html.is_dir():
         raise Trouble(f"{html} is a directory", "name a file in it")
