@@ -37,7 +37,7 @@ class Missing(KeyFileError):
 
 
 class NotRegular(OSError):
-    """What is there is not to be replaced: a device, a pipe, a directory, a link to one of these."""
+    """What is there is not to be replaced: a device, a pipe, a directory, a link to one."""
 
 
 def write(path: Path, content: bytes, *, overwrite: bool = False) -> None:

@@ -40,10 +40,10 @@ def run(config: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def kinds(directory: Path) -> list[tuple[Path, Callable[[Path], bool]]]:
-    """A pipe, a link to it, a link to a device and to a directory, each with what shows it."""
+    """A pipe, a link to it, a link to a device, each with what shows it."""
     pipe = directory / "pipe"
     os.mkfifo(pipe)
-    links = {"to-pipe": pipe, "to-device": Path("/dev/null"), "to-directory": Path("/")}
+    links = {"to-pipe": pipe, "to-device": Path("/dev/null")}
     for name, target in links.items():
         (directory / name).symlink_to(target)
     return [(pipe, Path.is_fifo), *((directory / name, Path.is_symlink) for name in links)]
