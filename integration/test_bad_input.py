@@ -34,7 +34,6 @@ NOBODY: Final = (
 DAEMON_HINT: Final = "start it: systemctl start spa-server"
 MEANT: Final = "name the file that you mean"
 FIREWALL_HINT: Final = "is this run as root, with nft installed?"
-PORT_IS_TAKEN: Final = "udp port 62201 cannot be had: *; another program is bound to it"
 NAME_HINT: Final = "use 1 to 64 letters, digits and . _ @ + -, a letter or digit first"
 DURATION_HINT: Final = "write it like 30s, 15m, 8h, 90d or 1h30m"
 
@@ -367,13 +366,6 @@ def test_nft_is_not_installed(scene: Scene) -> None:
     assert not (scene.site.directory / "gate.wanted").exists()
 
 
-def test_the_knock_port_is_taken(scene: Scene) -> None:
-    with scene.server.new_socket(socket.AF_INET6, socket.SOCK_DGRAM) as taken:
-        taken.bind(("", 62201))
-        done = scene.site.server("run", check=False)
-    check_line("spa-server", done, TROUBLE, PORT_IS_TAKEN)
-
-
 def test_not_root(scene: Scene) -> None:
     """A user without any capability, for whom all the files are in order."""
     with tempfile.TemporaryDirectory(prefix="spa-bad-input") as directory:
@@ -413,13 +405,9 @@ def running(scene: Scene) -> Site:
 
 
 def test_another_daemon_runs_already(running: Site) -> None:
-    """Before the second one touches anything, it is told which port, or which socket, is taken."""
-    check_line("spa-server", running.server("run", check=False), TROUBLE, PORT_IS_TAKEN)
-    text = running.config.read_text()
-    running.config.write_text(text + "knock_port = 62202\n")
+    """Before the second one touches anything, it is told that its socket is taken."""
     expected = f"a daemon answers at {running.directory}/control.sock already; stop it first"
     check_line("spa-server", running.server("run", check=False), TROUBLE, expected)
-    running.config.write_text(text)
     assert running.is_up()
 
 

@@ -474,13 +474,39 @@ def test_without_cap_net_raw_the_daemon_says_so_and_needs_it_for_no_datagram(lab
         for address in (server.v4, server.v6):
             alice.knock_at(client, address, "tcp/22", "--carrier", "udp:53")
         site.stop()
+        site.start(prefix=prefix)
         site.config.write_text(site.config.read_text().replace('"udp:53"', '"icmp"'))
-        argv = [*prefix, PROGRAMS / "spa-server", "--config", site.config, "run"]
-        done = server.run(argv, check=False)
-        assert done.returncode == 4
-        assert "icmp cannot be answered: Operation not permitted" in done.stderr
-        assert "give the daemon CAP_NET_RAW" in done.stderr
-        assert done.stderr.count("\n") == 1
+        before = server.run(["nft", "list", "chain", "inet", "spa", "knock"]).stdout
+        for command in (("gate", "apply", "--confirm-within", "60s"), ("reload",)):
+            done = site.server(*command, check=False)
+            assert done.returncode == 4
+            assert "carriers: icmp cannot be answered: Operation not permitted" in done.stderr
+            assert "give the daemon CAP_NET_RAW" in done.stderr
+        assert server.run(["nft", "list", "chain", "inet", "spa", "knock"]).stdout == before
+        site.server("gate", "confirm", check=False)
+        site.stop()
+        site.start(prefix=prefix)
+        assert "icmp cannot be answered" in site.status()["hindered"]
+        alice.knock(client, "tcp/22")
+        program = (PROGRAMS / "spa-server", "--config", site.config)
+        found = server.run([*prefix, *program, "check"], check=False)
+        assert "answers-hindered" in found.stdout, found.stderr
+
+
+def test_carriers_are_taken_when_the_gate_is_applied_and_go_with_a_trial(lab: Lab) -> None:
+    """No restart is needed: not for the gate, nor for what answers."""
+    server, client = lab.host("server"), lab.host("client")
+    site = Site(lab, server)
+    alice = site.enrol("alice", "ops")
+    site.apply_gate()
+    site.start()
+    by_ping = ("tcp/22", "--carrier", "icmp", "--timeout", "0.5")
+    assert alice.knock_at(client, server.v4, *by_ping, check=False).returncode != 0
+    site.config.write_text(site.config.read_text() + 'carriers = ["udp", "icmp"]\n')
+    site.apply_gate("--confirm-within", "5s")
+    alice.knock_at(client, server.v4, *by_ping)
+    wait_until(lambda: not (site.directory / "gate.pending").exists(), within_s=20)
+    assert alice.knock_at(client, server.v4, *by_ping, check=False).returncode != 0
 
 
 def test_without_cap_net_raw_the_client_says_so(scene: Scene) -> None:

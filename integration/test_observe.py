@@ -4,6 +4,7 @@ The gate remembers for five minutes whom it has recorded at which port, so each 
 its own. Docker is played by DNAT, as in test_containers.py.
 """
 
+import re
 import socket
 import struct
 import time
@@ -325,7 +326,14 @@ def test_a_trial_of_enforcing_goes_back_to_observing(scene: Scene, service: Serv
     assert scene.site.status()["mode"] == "enforce"
     wait_until(lambda: scene.site.status()["mode"] == "observe", within_s=10)
     assert scene.stranger.reach_tcp(scene.server.v4, service.port) is Reach.OPEN
-    scene.site.server("reload")
+    refused = scene.site.server("reload", check=False)
+    assert refused.returncode == 4
+    assert "mode: what is only observed now would be closed" in refused.stderr
+    assert "spa-server gate apply --confirm-within 60s" in refused.stderr
+    status = scene.site.status()
+    assert status["mode"] == "observe"
+    assert re.search(r"the last good one, since \S+Z, for .*: mode: ", status["policy"])
+    scene.site.apply_gate()
     assert scene.site.status()["mode"] == "enforce"
 
 

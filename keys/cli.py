@@ -8,7 +8,14 @@ from typing import Final
 import click
 
 from keys import invite as invites
-from keys import invite_commands, key_commands, keyline, listing, offers, transfer_commands
+from keys import (
+    invite_commands,
+    key_commands,
+    keyline,
+    listing,
+    offers,
+    transfer_commands,
+)
 from keys.console import Parsed, Program, note, print_json, printable, say
 from keys.keyline import BadLine, Entry, KeyList
 from keys.options import (
@@ -22,6 +29,7 @@ from keys.options import (
     control_option,
     database_option,
     expiry,
+    host_here,
     now_us,
     roles_in_words,
     tell_daemon,
@@ -137,9 +145,11 @@ def enroll(
     else:
         listed = keyline.of_one(_required(name), *_given_key(key, key_file))
     check_roles({*roles, *(role for entry in listed.entries for role in entry.roles)})
-    with opened(database, create=True) as registry, registry.at_once():
-        for entry in listed.entries:
-            _enroll(registry, listed, entry, terms)
+    max_keys = host_here().max_keys
+    with opened(database, create=True, max_keys=max_keys) as registry, registry.at_once():
+        with registry.within_capacity(at_us):
+            for entry in listed.entries:
+                _enroll(registry, listed, entry, terms)
         all_roles = registry.identities()
         ending = [] if replaces is None else registry.replaced_by(listed.entries[0].public.key_id)
     for entry in listed.entries:

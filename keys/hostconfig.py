@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from keys import places, tomlfile
+from keys.capacity import DEFAULT_MAX_KEYS, LEAST_MAX_KEYS, MOST_MAX_KEYS
 from keys.tomlfile import FileProblem
 from spa_protocol.layout import DEFAULT_PORT
 
@@ -34,6 +35,7 @@ class HostConfig:
     database: Path
     control: Path
     knock_port: int
+    max_keys: int
     host: object
 
 
@@ -51,6 +53,7 @@ def host_config(config: Path | None) -> HostConfig:
         database=_file(value, "database", str(places.DATABASE), path),
         control=_file(value, "control", str(places.CONTROL_SOCKET), path),
         knock_port=port,
+        max_keys=_max_keys(value, path),
         host=value.get("host"),
     )
 
@@ -69,6 +72,14 @@ def unknown_roles(roles: Iterable[str], policy: Path) -> list[str]:
 def policy_roles(policy: Path) -> set[str]:
     """The roles that a policy has. Raises FileProblem."""
     return set(tomlfile.table(tomlfile.read(policy), "roles", policy))
+
+
+def _max_keys(value: dict[str, Any], path: Path) -> int:
+    most = value.get("max_keys", DEFAULT_MAX_KEYS)
+    if type(most) is not int or not LEAST_MAX_KEYS <= most <= MOST_MAX_KEYS:
+        wanted = f"expected a number from {LEAST_MAX_KEYS} to {MOST_MAX_KEYS}"
+        raise FileProblem(path, "max_keys", wanted)
+    return most
 
 
 def _file(value: dict[str, Any], name: str, usual: str, path: Path) -> Path:

@@ -16,6 +16,7 @@ from keys.hostconfig import HostConfig, host_config
 from keys.joining import Waiting
 from keys.keyfile import KeyFile, Kind, Torn
 from keys.privatefile import KeyFileError
+from keys.readfile import read_file
 from keys.table import table
 from keys.text import printable
 from keys.tomlfile import FileProblem
@@ -95,7 +96,7 @@ def public_of(path: Path) -> bytes:
     runs it, and the file is the daemon's.
     """
     try:
-        file = KeyFile.parse(path.read_bytes())
+        file = KeyFile.parse(read_file(path))
     except FileNotFoundError:
         hint = "set this host up: spa-server init; or name its configuration by --server-config"
         raise Trouble(f"{path} does not exist", hint) from None

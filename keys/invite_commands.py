@@ -92,7 +92,8 @@ def invite(
     expires_at_us = expiry(expires, at_us) or at_us
     check_roles(roles)
     server = invites.server_of(host_here(), host)
-    with opened(database, create=True) as registry:
+    max_keys = host_here().max_keys
+    with opened(database, create=True, max_keys=max_keys) as registry:
         token = registry.create_invite(
             name,
             roles=roles,

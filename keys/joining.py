@@ -9,6 +9,7 @@ from typing import Final
 
 from sqlite_utils import Database
 
+from keys import capacity
 from keys.changes import Changes, Refused
 from keys.enrolled import (
     INVITE_COLUMNS,
@@ -45,6 +46,7 @@ class JoinRefusal(StrEnum):
     WEAK = "the new key is weak"
     KEY_KNOWN = "the key was enrolled before"
     REJECTED = "an operator rejected the key"
+    FULL = "this host hears as many keys as it can"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +72,13 @@ class Waiting:
 
 
 class Joining(Lookup):
-    """The half of a registry that is about invites. `_db` is the registry's database."""
+    """The half of a registry that is about invites. `_db` is the registry's database.
+
+    `max_keys` is how many keys and invites may be heard; None where nobody said.
+    """
 
     _db: Database
+    max_keys: int | None = None
 
     def create_invite(
         self,
@@ -86,13 +92,13 @@ class Joining(Lookup):
     ) -> bytes:
         """A token of 32 bytes that enrols one key for this identity; its public half is kept.
 
-        Raises BadName.
+        Raises BadName, and NoRoom where no more are heard.
         """
         identity_name(identity)
         names = frozenset(role_name(role) for role in roles)
         token = secrets.token_bytes(KEY_SIZE)
         public = Identity.from_invite(token).public
-        with self._changing(now_us, actor) as changes:
+        with self._changing(now_us, actor) as changes, self.within_capacity(now_us):
             changes.add_invite(
                 identity, public, names, expires_at_us, needs_approval=needs_approval
             )
@@ -170,6 +176,8 @@ class Joining(Lookup):
             return JoinRefusal.EXPIRED
         if self._head(public.key_id) is not None:
             return JoinRefusal.KEY_KNOWN
+        if self.max_keys is not None and self.heard(now_us) >= self.max_keys:
+            return JoinRefusal.FULL
         try:
             public.check()
         except WeakKey:
@@ -189,6 +197,10 @@ class Joining(Lookup):
             return JoinRefusal.USED
         roles = self.roles_of(invite.identity)
         return Redeemed(key.key_id, key.identity, roles, again=True, pending=key.is_pending)
+
+    def within_capacity(self, now_us: int) -> contextlib.AbstractContextManager[None]:
+        """For a change inside a transaction: raises NoRoom behind it where it does not fit."""
+        return capacity.within(lambda: self.heard(now_us), self.max_keys)
 
     @contextlib.contextmanager
     def _changing(self, now_us: int, actor: str) -> Iterator[Changes]:

@@ -190,10 +190,10 @@ def seal_file(
     return KeyFile(kind, comment, public, signing, kdf, nonce + box)
 
 
-def load(path: Path, kind: Kind) -> KeyFile:
-    """The file, its secret still sealed. Raises KeyFileError."""
+def load(path: Path, kind: Kind, *, service: int | None = None) -> KeyFile:
+    """The file, its secret still sealed; `service` as in privatefile.read. Raises KeyFileError."""
     try:
-        parsed = KeyFile.parse(privatefile.read(path))
+        parsed = KeyFile.parse(privatefile.read(path, service=service))
     except Missing as missing:
         raise Missing(missing.message, _MADE_BY[kind]) from None
     except Torn as torn:

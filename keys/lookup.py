@@ -13,6 +13,7 @@ from keys.enrolled import (
     CHANGE_COLUMNS,
     INVITE_COLUMNS,
     KEY_COLUMNS,
+    LATE_US,
     Broken,
     BrokenRow,
     Change,
@@ -33,6 +34,12 @@ _SELECT_HEADS: Final = """
         UNION ALL
         SELECT 'invite', key_id, identity, revoked_at_us, redeemed_by IS NOT NULL FROM invite
     )"""
+# As `is_heard` of an enrolled key and of an invite (enrolled.py).
+_COUNT_HEARD: Final = """
+    SELECT (SELECT count(*) FROM "key"
+            WHERE revoked_at_us IS NULL AND coalesce(expires_at_us > ?1, 1))
+        + (SELECT count(*) FROM invite
+            WHERE expires_at_us > ?2 AND coalesce(revoked_at_us > ?2, 1))"""
 _Row = Sequence[Any]
 _T = TypeVar("_T", EnrolledKey, EnrolledInvite)
 
@@ -81,6 +88,10 @@ class Lookup:
         """The invite of this id, if there is one and its row is whole."""
         rows = self._rows(f"{_SELECT_INVITES} WHERE key_id = ?", key_id)
         return next(iter(whole(rows, invite_of)), None)
+
+    def heard(self, now_us: int) -> int:
+        """How many keys and invites are heard, or will be once they are approved."""
+        return self._number(_COUNT_HEARD, now_us, now_us - LATE_US)
 
     def identities(self) -> Mapping[str, frozenset[str]]:
         """Every identity by name, with its roles."""
@@ -134,8 +145,8 @@ class Lookup:
     def _has_identity(self, name: str) -> bool:
         return any(self._rows("SELECT 1 FROM identity WHERE name = ?", name))
 
-    def _number(self, sql: str) -> int:
-        ((number,),) = self._rows(sql)
+    def _number(self, sql: str, *values: object) -> int:
+        ((number,),) = self._rows(sql, *values)
         return int(number)
 
     def _rows(self, sql: str, *values: object) -> Iterable[_Row]:

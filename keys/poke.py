@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from keys.answerline import read_line
+
 _REQUEST: Final = b'{"do": "reload-keys"}\n'
 _MAX_ANSWER: Final = 65_536
 TIMEOUT_S: Final = 5.0
@@ -48,8 +50,7 @@ def _exchange(control: Path, timeout_s: float) -> bytes:
         connection.settimeout(timeout_s)
         connection.connect(str(control))
         connection.sendall(_REQUEST)
-        with connection.makefile("rb") as answer:
-            return answer.readline(_MAX_ANSWER)
+        return read_line(connection, _MAX_ANSWER, timeout_s)
 
 
 def _judge(line: bytes) -> Poked:

@@ -271,13 +271,20 @@ class Registry(Joining):
 
 
 @contextlib.contextmanager
-def opened(path: Path, *, read_only: bool = False, create: bool = False) -> Iterator[Registry]:
+def opened(
+    path: Path,
+    *,
+    read_only: bool = False,
+    create: bool = False,
+    max_keys: int | None = None,
+) -> Iterator[Registry]:
     """The registry in a file, for as long as the block lasts. Raises RegistryError.
 
-    Only with `create` is the file made where it is missing.
+    Only with `create` is the file made where it is missing. `max_keys` is how many may be heard.
     """
     with schema.explained(path):
         registry = Registry(path, read_only=read_only, create=create)
+        registry.max_keys = max_keys
         try:
             yield registry
         finally:

@@ -17,12 +17,13 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from sqlite_utils import Database, Migrations
 
-from keys.privatefile import adopt_owner, new_file
+from keys.owner import Owner, acting_as, as_owner, reaches, stranger
+from keys.privatefile import new_file
 from keys.trouble import Trouble
 
 BUSY_TIMEOUT_S: Final = 5.0
@@ -131,24 +132,61 @@ def _replacement(db: Database) -> None:
         db.execute(statement)
 
 
+class _AsOwner(sqlite3.Connection):
+    """A connection of root's to the database of another user.
+
+    SQLite opens the log and its index, and makes and deletes files, whenever a statement is run:
+    each is run with the rights of the database's owner, so that no link leads root astray.
+    """
+
+    owner: Owner
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        with acting_as(self.owner):
+            return super().execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+        with acting_as(self.owner):
+            return super().executemany(*arguments)
+
+    def executescript(self, *arguments: Any) -> sqlite3.Cursor:
+        with acting_as(self.owner):
+            return super().executescript(*arguments)
+
+    def backup(self, *arguments: Any, **options: Any) -> None:
+        with acting_as(self.owner):
+            super().backup(*arguments, **options)
+
+    def commit(self) -> None:
+        with acting_as(self.owner):
+            super().commit()
+
+    def close(self) -> None:
+        with acting_as(self.owner):
+            super().close()
+
+
 def connect(path: Path, *, read_only: bool = False, create: bool = True) -> sqlite3.Connection:
     """Opens the database: WAL, synchronous=NORMAL, 5 s of patience with another writer.
 
-    With `create` it is made where it is missing, mode 0600, and given to the owner of its directory
-    when root makes it; `read_only` never makes it. Raises RegistryError and sqlite3.Error.
+    With `create` it is made where it is missing, mode 0600; `read_only` never makes it. Root acts
+    as the owner of its directory (keys/owner.py), who then owns what is made. Raises RegistryError
+    and sqlite3.Error.
     """
     try:
-        _create(path) if create and not read_only else _find(path)
+        with as_owner(path):
+            _create(path) if create and not read_only else _find(path)
+            if path.is_dir():
+                raise Damaged(f"{path} is a directory", "set --database to a file in it")
+            if not path.is_file():
+                raise Damaged(f"{path} is no file", "set --database to the registry's file")
+            if path.stat().st_size == 0:  # to SQLite that is a database without tables
+                raise Damaged(f"{path} is empty", _FROM_BACKUP)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         hint = _AS_OWNER if isinstance(error, PermissionError) else "set --database"
         raise RegistryError(f"{error.filename or path}: {reason}", hint) from error
-    if path.is_dir():
-        raise Damaged(f"{path} is a directory", "set --database to a file in it")
-    if path.stat().st_size == 0:  # to SQLite that is a database without tables
-        raise Damaged(f"{path} is empty", _FROM_BACKUP)
-    uri = f"file:{quote(str(path.absolute()))}?mode={'ro' if read_only else 'rw'}"
-    connection = sqlite3.connect(uri, timeout=BUSY_TIMEOUT_S, isolation_level=None, uri=True)
+    connection = open_file(path, "ro" if read_only else "rw")
     try:
         if not read_only:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -157,6 +195,43 @@ def connect(path: Path, *, read_only: bool = False, create: bool = True) -> sqli
         connection.close()
         raise
     return connection
+
+
+def open_file(path: Path, mode: str) -> sqlite3.Connection:
+    """A connection to an SQLite file that is there, as it is; `mode` is "ro" or "rw".
+
+    Raises sqlite3.Error.
+    """
+    uri = f"file:{quote(str(path.absolute()))}?mode={mode}"
+    owner = stranger(path.parent)
+    if owner is not None:
+        _refuse_links(path)
+    if owner is None or not reaches(owner, path.parent):
+        return sqlite3.connect(uri, timeout=BUSY_TIMEOUT_S, isolation_level=None, uri=True)
+    with acting_as(owner):
+        connection = sqlite3.connect(
+            uri, timeout=BUSY_TIMEOUT_S, isolation_level=None, uri=True, factory=_AsOwner
+        )
+    connection.owner = owner
+    return connection
+
+
+def _refuse_links(path: Path) -> None:
+    """Where it is another's, the database is a file of that directory and no link to one."""
+    if path.is_symlink():
+        hint = "set --database to the file that is meant"
+        raise RegistryError(f"{path} is a link in a directory that is not root's", hint)
+
+
+def close(connection: sqlite3.Connection) -> None:
+    """Closes the database, whose log is then in its file: a copy of that alone is all of it.
+
+    Where somebody else reads meanwhile the log stays beside it, empty or nearly so. Never raises.
+    """
+    with contextlib.suppress(sqlite3.Error):
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    with contextlib.suppress(sqlite3.Error):
+        connection.close()
 
 
 def prepare(connection: sqlite3.Connection, *, read_only: bool = False) -> Database:
@@ -262,10 +337,12 @@ def _create(path: Path) -> None:
     """
     if os.path.lexists(path):
         return
-    with contextlib.suppress(FileExistsError), new_file(path) as unnamed:
-        with contextlib.closing(sqlite3.connect(unnamed)) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-        adopt_owner(unnamed)
+    with (
+        contextlib.suppress(FileExistsError),
+        new_file(path) as unnamed,
+        contextlib.closing(sqlite3.connect(unnamed)) as connection,
+    ):
+        connection.execute("PRAGMA journal_mode=WAL")
 
 
 def _text(value: bytes) -> str:

@@ -47,9 +47,9 @@ def save(key: ServerKey, path: Path, *, overwrite: bool = False) -> None:
     privatefile.write(path, bytes(file), overwrite=overwrite)
 
 
-def load(path: Path) -> ServerKey:
-    """The key in the file. Raises KeyFileError."""
-    file = keyfile.load(path, Kind.SERVER)
+def load(path: Path, *, service: int | None = None) -> ServerKey:
+    """The key in the file, which may belong to `service` when root asks. Raises KeyFileError."""
+    file = keyfile.load(path, Kind.SERVER, service=service)
     key = from_secret(keyfile.open_secret(path, file, KEY_SIZE, ask=None))
     if key.public != file.public:
         raise keyfile.damaged(path, "its public key is another's")

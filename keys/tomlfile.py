@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from keys.readfile import read_file
 from keys.text import printable
 from keys.trouble import Trouble
 
@@ -47,11 +48,13 @@ def read_text(path: Path) -> str | None:
     """The file's text, or None where there is none. Raises FileProblem."""
     try:
         # Not read as text: there a lone carriage return ends a line, and with it a comment.
-        return path.read_bytes().decode("utf-8").replace("\r\n", "\n")
+        return read_file(path).decode("utf-8").replace("\r\n", "\n")
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:
         raise FileProblem(path, "", "not a text file in UTF-8", _NAME_IT) from None
+    except ValueError as error:  # a NUL in its name
+        raise FileProblem(path, "", str(error), _NAME_IT) from None
     except OSError as error:
         hint = "run this as its owner" if isinstance(error, PermissionError) else _NAME_IT
         raise FileProblem(path, "", lower_first(error.strerror or str(error)), hint) from None

@@ -22,6 +22,7 @@ from keys.keyfile import KeyFile, Kind, Torn
 from keys.names import BadName, key_name
 from keys.passphrase import Ask
 from keys.privatefile import KeyFileError
+from keys.readfile import read_file
 from keys.trouble import Trouble
 
 _NOTHING_SIGNS: Final = "none"
@@ -145,7 +146,7 @@ def unpack(export: Export, directory: Path, config: Path, *, overwrite: bool) ->
 
 def _holds(path: Path, content: bytes) -> bool:
     try:
-        return path.read_bytes() == content
+        return read_file(path) == content
     except FileNotFoundError:
         return False
 

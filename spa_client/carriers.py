@@ -7,7 +7,12 @@ what comes from the address and port that were knocked on.
 A knock that is not answered is sent again, each time a new one (nonce, time, signature): after
 0.3 s, 0.7 s, then every second until the time is up. So where three packets in ten are lost each
 way, one wish in fifteen is unheard after 2.5 s, and one in 1,600 after 10 s. A key that must be
-touched for each signature knocks once. A reply to any of them counts. Whatever arrives and is no
+touched for each signature knocks once. A reply to any of them counts.
+
+Whoever has seen the key's tag can flood it, so that knocks under it are not heard. Then the server
+admits spare tags, and only then; so each further try is two knocks, under the usual tag and under a
+spare one that is drawn anew. Where somebody may have to confirm each signature, it is one of the
+two in turn. Whatever arrives and is no
 reply to one of them is not looked at further. Once one address has answered, the others get half a
 second more, so that a path that is dead holds nobody up.
 
@@ -20,19 +25,20 @@ An error that the network reports is remembered and told, never believed: anybod
 import contextlib
 import ipaddress
 import os
+import random
 import selectors
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain, cycle, islice, product, repeat
 from typing import Final, Protocol, TypeAlias
 
 from spa_client.compose import Composer, Datagram
 from spa_client.resolve import Target
 from spa_protocol.carrier import UDP, Carrier
-from spa_protocol.layout import NONCE_SIZE, Address, unmapped
+from spa_protocol.layout import NONCE_SIZE, TAGS, Address, unmapped
 from spa_protocol.reply import Reply
 
 DEFAULT_TIMEOUT_S: Final = 2.5
@@ -98,6 +104,18 @@ def _waits_for(composer: Composer, timeout_s: float) -> Iterable[float]:
     return (timeout_s,) if composer.identity.needs_touch else waits(timeout_s)
 
 
+def tag_numbers(composer: Composer) -> Iterator[tuple[int, ...]]:
+    """Which of the key's tags the knocks of each try bear: none twice that can be spared."""
+    yield (0,)
+    spare = cycle(random.SystemRandom().sample(range(1, TAGS), TAGS - 1))
+    while True:
+        if composer.identity.is_in_agent:
+            yield (next(spare),)
+            yield (0,)
+        else:
+            yield 0, next(spare)
+
+
 class _Line(Protocol):
     """The way to one address: a socket, and what is around a request on it."""
 
@@ -151,7 +169,7 @@ class _Talk:
         self.sent: list[Datagram] = []
         self.error = ""
 
-    def send(self, composer: Composer, freshness: Freshness) -> None:
+    def send(self, composer: Composer, freshness: Freshness, tag_number: int = 0) -> None:
         """One new datagram; where it cannot be sent, remembers why."""
         try:
             own = self._connect()
@@ -159,7 +177,11 @@ class _Talk:
             self.error = describe(error)
             return
         datagram = composer.compose(
-            own, self.target.address, nonce=freshness.random(NONCE_SIZE), now_us=freshness.now_us()
+            own,
+            self.target.address,
+            nonce=freshness.random(NONCE_SIZE),
+            now_us=freshness.now_us(),
+            tag_number=tag_number,
         )
         try:
             wrapped = self._line.wrap(datagram.payload, own)
@@ -246,9 +268,12 @@ def exchange(
         waiting, unopened = _open(targets, carrier, stack)
         yield from unopened
         end_s = float("inf")
-        for wait_s in tries or _waits_for(composer, timeout_s):
-            for talk in waiting:
-                talk.send(composer, freshness)
+        every_try = zip(
+            tries or _waits_for(composer, timeout_s), tag_numbers(composer), strict=False
+        )
+        for wait_s, numbers in every_try:
+            for talk, number in product(waiting, numbers):
+                talk.send(composer, freshness, number)
             until_s = time.monotonic() + wait_s
             while heard := _listen(waiting, composer, freshness, min(until_s, end_s)):
                 end_s = min(end_s, time.monotonic() + GRACE_S)
@@ -265,11 +290,16 @@ def send_only(
     freshness: Freshness | None = None,
     carrier: Carrier = UDP,
 ) -> list[Silence]:
-    """One datagram to every address, waiting for nothing. Raises Trouble, as `exchange` does."""
+    """One try at every address, waiting for nothing. Raises Trouble, as `exchange` does.
+
+    There is no further one: so it is what a further one would be (the head of this file).
+    """
+    first, further = islice(tag_numbers(composer), 2)
+    numbers = first if composer.identity.is_in_agent else further
     with contextlib.ExitStack() as stack:
         talks, unopened = _open(targets, carrier, stack)
-        for talk in talks:
-            talk.send(composer, freshness or Freshness())
+        for talk, number in product(talks, numbers):
+            talk.send(composer, freshness or Freshness(), number)
         return unopened + [talk.silence() for talk in talks]
 
 

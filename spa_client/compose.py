@@ -127,10 +127,13 @@ class Composer:
         """What its requests are."""
         return Kind.CLOSE if self.wish.closing else Kind.KNOCK
 
-    def compose(self, own: Address, to: Address, *, nonce: bytes, now_us: int) -> Datagram:
+    def compose(
+        self, own: Address, to: Address, *, nonce: bytes, now_us: int, tag_number: int = 0
+    ) -> Datagram:
         """One datagram from the client's `own` address to the address `to`.
 
-        `nonce` is 24 bytes never used before, `now_us` the time in microseconds since 1970.
+        `nonce` is 24 bytes never used before, `now_us` the time in microseconds since 1970,
+        `tag_number` which of the key's tags it bears (docs/protocol.md section 5.2).
         """
         source = declared_source(self.source, own=own, to=to)
         request = self.wish.request(now_us, source, declared_target(self.target, to=to))
@@ -138,7 +141,9 @@ class Composer:
             request, server=self.server, agreement=self.identity.public.agreement, nonce=nonce
         )
         signature = self.identity.sign(message)
-        payload = seal_request(request, signature, pair=self.pair, nonce=nonce)
+        payload = seal_request(
+            request, signature, pair=self.pair, nonce=nonce, tag_number=tag_number
+        )
         return Datagram(payload, nonce, now_us, source)
 
     def open(self, payload: bytes, datagram: Datagram) -> Reply | None:

@@ -192,13 +192,23 @@ class JoinComposer(Composer):
         """A join."""
         return Kind.JOIN
 
-    def compose(self, own: Address, to: Address, *, nonce: bytes, now_us: int) -> Datagram:  # noqa: ARG002
+    def compose(
+        self,
+        own: Address,  # noqa: ARG002
+        to: Address,  # noqa: ARG002
+        *,
+        nonce: bytes,
+        now_us: int,
+        tag_number: int = 0,
+    ) -> Datagram:
         """One datagram; a join names no addresses."""
         request = Join(now_us, self.brings)
         agreement = self.identity.public.agreement
         message = message_to_sign(request, server=self.server, agreement=agreement, nonce=nonce)
         signature = self.identity.sign(message)
-        payload = seal_request(request, signature, pair=self.pair, nonce=nonce)
+        payload = seal_request(
+            request, signature, pair=self.pair, nonce=nonce, tag_number=tag_number
+        )
         return Datagram(payload, nonce, now_us, None)
 
 

@@ -31,13 +31,17 @@ class PatientComposer(Composer):
     tell: Callable[[str], None] = field(kw_only=True)
     monotonic_s: Callable[[], float] = field(default=time.monotonic, kw_only=True)
 
-    def compose(self, own: Address, to: Address, *, nonce: bytes, now_us: int) -> Datagram:
+    def compose(
+        self, own: Address, to: Address, *, nonce: bytes, now_us: int, tag_number: int = 0
+    ) -> Datagram:
         """One datagram that is fresh. Raises Trouble, TooLate among it."""
         begun_s = self.monotonic_s()
         for tries_left in reversed(range(TRIES)):
             made_s = self.monotonic_s()
             made_at_us = now_us + round((made_s - begun_s) * 1_000_000)
-            datagram = Composer.compose(self, own, to, nonce=nonce, now_us=made_at_us)
+            datagram = Composer.compose(
+                self, own, to, nonce=nonce, now_us=made_at_us, tag_number=tag_number
+            )
             took_s = self.monotonic_s() - made_s
             if took_s <= TOO_LATE_S:
                 return datagram

@@ -5,7 +5,7 @@ The rules, in the order in which they are checked (docs/protocol.md section 6):
 1.  A datagram is exactly 240 bytes                                          else malformed
 2.  its first 8 bytes are a known key's tag of an epoch near now             else unknown-key
 3.  the box opens with that key's K.knock, "spa1" and the tag as data        else not-authentic
-4.  the body is the one encoding of one meaning; the tag is that of sent_at's
+4.  the body is the one encoding of one meaning; the tag is one of sent_at's
     epoch; an invite only joins, and a key never does                        else malformed
 5.  the signing key signed server, agreement key, nonce and body[0:88]       else bad-signature
 
@@ -181,9 +181,11 @@ def message_to_sign(request: Request, *, server: bytes, agreement: bytes, nonce:
     return server + agreement + nonce + encode_signed(request)
 
 
-def seal_request(request: Request, signature: Signature, *, pair: PairKeys, nonce: bytes) -> bytes:
+def seal_request(
+    request: Request, signature: Signature, *, pair: PairKeys, nonce: bytes, tag_number: int = 0
+) -> bytes:
     """The 240 bytes to send. The signature is that of `message_to_sign` with the same nonce."""
-    tag = pair.tag_at(epoch_of(request.sent_at_us))
+    tag = pair.tag_at(epoch_of(request.sent_at_us), tag_number)
     plain = encode_body(request, signature) + signature.value
     return tag + nonce + seal.seal(plain, associated=LABEL + tag, nonce=nonce, key=pair.knock)
 
@@ -226,7 +228,7 @@ def open_request(payload: bytes, find: Callable[[bytes], Sender | None]) -> Open
         request, signature = _decode_body(body, value, sender)
     except Malformed:
         return Reason.MALFORMED
-    if sender.pair.tag_at(epoch_of(request.sent_at_us)) != tag:
+    if not sender.pair.is_tag_of(tag, epoch_of(request.sent_at_us)):
         return Reason.MALFORMED
     return OpenedKnock(sender, nonce, request, signature, body)
 

@@ -10,7 +10,7 @@ from typing import Final
 import nacl.bindings as sodium
 from nacl.exceptions import CryptoError
 
-from spa_protocol.layout import KEY_SIZE, LABEL, MAC_SIZE, TAG_SIZE
+from spa_protocol.layout import KEY_SIZE, LABEL, MAC_SIZE, TAG_SIZE, TAGS
 
 _PROBE_SCALAR: Final = bytes([8]) + bytes(30) + bytes([64])
 
@@ -30,14 +30,24 @@ class PairKeys:
     def __repr__(self) -> str:
         return "PairKeys(...)"
 
-    def tag_at(self, epoch: int) -> bytes:
-        """The 8 bytes that name the client key to this server during one epoch."""
-        return tag_for(self.tag, epoch)
+    def tag_at(self, epoch: int, number: int = 0) -> bytes:
+        """8 bytes that name the client key to this server during one epoch.
+
+        Number 0 is the key's usual tag; 1 to 63 are its spare ones.
+        """
+        return tag_for(self.tag, epoch, number)
+
+    def is_tag_of(self, tag: bytes, epoch: int) -> bool:
+        """Whether it is one of the key's tags in this epoch."""
+        return any(self.tag_at(epoch, number) == tag for number in range(TAGS))
 
 
-def tag_for(tag_key: bytes, epoch: int) -> bytes:
-    """BLAKE2b-64 of the epoch as u64, keyed with K.tag."""
-    return hashlib.blake2b(epoch.to_bytes(8), key=tag_key, digest_size=TAG_SIZE).digest()
+def tag_for(tag_key: bytes, epoch: int, number: int = 0) -> bytes:
+    """BLAKE2b-64, keyed with K.tag, of the epoch as u64; of a spare tag, with its number as u8."""
+    if not 0 <= number < TAGS:
+        raise ValueError(f"there is no tag {number}; they are 0 to {TAGS - 1}")
+    data = epoch.to_bytes(8) + (bytes([number]) if number else b"")
+    return hashlib.blake2b(data, key=tag_key, digest_size=TAG_SIZE).digest()
 
 
 def agreement_public(secret: bytes) -> bytes:

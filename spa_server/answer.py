@@ -10,12 +10,19 @@ its source (chain `answers`), so that the port need not be bound, which may be a
 What answers a ping or a SYN is in rawanswer.py.
 
 SO_REUSEADDR and SO_REUSEPORT are not set: with them, another program could bind the port beside it.
+
+The port may be another program's when the daemon starts: any user can bind it while no daemon runs.
+Such a program hears no knock, for the gate takes them first, and it keeps nobody from being
+answered: the socket is then bound elsewhere, and the gate rewrites these answers as well. `trouble`
+says so, and `try_again` takes the port once it is free. Nor is a raw carrier that cannot be
+answered a reason to hear nobody.
 """
 
 import errno
 import socket
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -30,10 +37,11 @@ _IP_PKTINFO: Final = 8
 _PKTINFO4: Final = struct.Struct("=i4s4x")  # in_pktinfo: interface, source, unused
 _PKTINFO6: Final = struct.Struct("=16si")  # in6_pktinfo: source, interface
 
-_HINTS: Final = {
+_WHY_ELSEWHERE: Final = {
     errno.EADDRINUSE: "another program is bound to it",
     errno.EACCES: "one under 1024 needs CAP_NET_BIND_SERVICE",
 }
+_FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 class AnswerError(Exception):
@@ -50,15 +58,58 @@ class AnswerSocket:
         self._port = port
         self._priorities: dict[int, int] = {}
         self._sockets: dict[int, socket.socket] = {}
-        self._raw = _raw_sockets(tuple(carriers))
+        self._elsewhere: dict[int, str] = {}  # by version, why the socket has not got the port
+        self._raw, self._raw_trouble = RawSockets(()), ""
         try:
-            self._sockets[4] = _deaf_socket(socket.AF_INET, port)
+            self._bind(4)
             if _has_ipv6():
-                self._sockets[6] = _deaf_socket(socket.AF_INET6, port)
+                self._bind(6)
         except OSError as error:
             self.close()
-            hint = _HINTS.get(error.errno or 0, "answers leave from there")
-            raise AnswerError(f"udp port {port} cannot be had: {error.strerror}; {hint}") from None
+            raise AnswerError(f"udp port {port} cannot be had: {error.strerror}") from None
+        self.carry(carriers)
+
+    @property
+    def trouble(self) -> str:
+        """What is not as it should be, though everybody is heard; empty where all is well."""
+        why = next(iter(self._elsewhere.values()), "")
+        taken = (
+            f"udp port {self._port}: {why}; answers leave from another, rewritten" if why else ""
+        )
+        return "; ".join(filter(None, (taken, self._raw_trouble)))
+
+    def try_again(self) -> bool:
+        """Takes the port where it was another's; whether all is well."""
+        for version in tuple(self._elsewhere):
+            with suppress(OSError):
+                self._bind(version)
+        return not self.trouble
+
+    def carry(self, carriers: Iterable[Carrier]) -> None:
+        """From now on these are answered, as far as that is allowed; `trouble` says what is not."""
+        self._raw.close()
+        try:
+            self._raw, self._raw_trouble = RawSockets(carriers := tuple(carriers)), ""
+        except OSError as error:
+            self._raw, self._raw_trouble = RawSockets(()), _why_not(carriers, error)
+
+    def _bind(self, version: int) -> None:
+        """A socket on the port; where it is another's, on any, unless there is one. Raises OSError.
+
+        The one that there was is closed when the other has the port.
+        """
+        before = self._sockets.get(version)
+        try:
+            self._sockets[version] = _deaf_socket(_FAMILIES[version], self._port)
+            self._elsewhere.pop(version, None)
+        except OSError as error:
+            if before is not None or error.errno not in _WHY_ELSEWHERE:
+                raise
+            self._sockets[version] = _deaf_socket(_FAMILIES[version], 0)
+            self._elsewhere[version] = _WHY_ELSEWHERE[error.errno]
+        self._priorities.pop(version, None)
+        if before is not None:
+            before.close()
 
     def close(self) -> None:
         """Gives the port back."""
@@ -92,21 +143,26 @@ class AnswerSocket:
 
     def _leave_from(self, port: int, sock: socket.socket, version: int) -> None:
         """Tells the gate by which port the next datagram is to leave. Raises OSError."""
-        priority = 0 if port == self._port else answer_priority(port)
+        is_from_here = port == self._port and version not in self._elsewhere
+        priority = 0 if is_from_here else answer_priority(port)
         if self._priorities.get(version, 0) != priority:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, priority)
             self._priorities[version] = priority
 
 
-def _raw_sockets(carriers: tuple[Carrier, ...]) -> RawSockets:
-    """Raises AnswerError."""
+def why_not_raw(carriers: Iterable[Carrier]) -> str:
+    """Why this process could not answer the raw carriers among these; empty where it could."""
     try:
-        return RawSockets(carriers)
+        RawSockets(carriers := tuple(carriers)).close()
     except OSError as error:
-        names = " and ".join(str(carrier) for carrier in carriers if carrier.is_raw)
-        hint = "give the daemon CAP_NET_RAW, or take it out of `carriers`; spa-server(8), Carriers"
-        text = f"{names} cannot be answered: {error.strerror}; {hint}"
-        raise AnswerError(text) from None
+        return _why_not(carriers, error)
+    return ""
+
+
+def _why_not(carriers: Iterable[Carrier], error: OSError) -> str:
+    names = " and ".join(str(carrier) for carrier in carriers if carrier.is_raw)
+    hint = "give the daemon CAP_NET_RAW, or take it out of `carriers`; spa-server(8), Carriers"
+    return f"{names} cannot be answered: {error.strerror}; {hint}"
 
 
 def _from(source: Address, scope: int) -> tuple[int, int, bytes]:

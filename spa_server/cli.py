@@ -9,6 +9,7 @@ from spa_protocol import __version__
 from spa_server.commands import (
     asking,
     audit,
+    backup,
     check,
     explain,
     gate,
@@ -71,6 +72,8 @@ for command in (
     check.check,
     report.report,
     asking.inspect,
+    backup.backup,
+    backup.restore,
     import_fwknop.import_fwknop,
 ):
     main.add_command(command)

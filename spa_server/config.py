@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from keys import tomlfile
+from keys.capacity import DEFAULT_MAX_KEYS, LEAST_MAX_KEYS, MOST_MAX_KEYS
 from keys.invite import parse_host
 from keys.tomlfile import FileProblem, convert, lower_first
 from keys.when import parse_duration
@@ -41,6 +42,7 @@ _INTERFACE_PREFIX: Final = "interface:"
 _NoneOrMore = Annotated[int, msgspec.Meta(ge=0)]
 _Days = Annotated[int, msgspec.Meta(ge=1, le=60)]
 _Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+_MaxKeys = Annotated[int, msgspec.Meta(ge=LEAST_MAX_KEYS, le=MOST_MAX_KEYS)]
 _MAX_HOOK_S: Final = 300
 _Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
@@ -89,6 +91,7 @@ class _ServerFile(msgspec.Struct, forbid_unknown_fields=True):
     also_addressed_as: list[str] = []
     undeclared_target: str = Undeclared.REFUSE
     freshness: str = f"{DEFAULT_FRESHNESS_S}s"
+    max_keys: _MaxKeys = DEFAULT_MAX_KEYS
     mode: str = Mode.ENFORCE
     observe: list[str] = []
     metrics: str | None = None
@@ -107,7 +110,8 @@ class Config:
     `outer` None: the interfaces that have a default route. `observe` names services of the policy
     which are observed whatever the mode is. `also_addressed_as`: addresses of forwarders before
     this host, which knocks name as their target. `metrics` None: they are off. `serves_when_full`:
-    knocks are granted also while the disk has no room to record it.
+    knocks are granted also while the disk has no room to record it. `max_keys` is how
+    many keys and invites are heard at most: the kernel's set of tags is made for so many.
     """
 
     path: Path
@@ -123,6 +127,7 @@ class Config:
     also_addressed_as: frozenset[Address]
     accepts_undeclared_target: bool
     freshness_s: float
+    max_keys: int
     mode: Mode
     observe: tuple[str, ...]
     metrics: ListenAddress | None
@@ -134,7 +139,15 @@ class Config:
 
     @property
     def gate_wanted(self) -> Path:
-        """The mark that the operator has put the gate in force: it is restored when it is gone."""
+        """The mark that the operator has put the gate in force: it is restored when it is gone.
+
+        Like the one below it is beside this file, where only root may write.
+        """
+        return self.path.parent / "gate.wanted"
+
+    @property
+    def gate_wanted_before(self) -> Path:
+        """Where 0.1.0 had it: counts until the gate is applied anew, or removed."""
         return self.database.parent / "gate.wanted"
 
     @property
@@ -144,8 +157,8 @@ class Config:
 
     @property
     def gate_pending(self) -> Path:
-        """The mark of a gate that waits to be confirmed."""
-        return self.control.parent / "gate.pending"
+        """The mark of a gate that waits to be confirmed (spa_server/marks.py)."""
+        return self.path.parent / "gate.pending"
 
 
 def load_config(path: Path | None = None) -> Config:
@@ -159,9 +172,13 @@ def load_config(path: Path | None = None) -> Config:
 
 
 def reread(config: Config) -> Config:
-    """The same with `mode` and `observe` as the file has them now. Raises FileProblem."""
+    """The same with `mode`, `observe` and `carriers` as the file has them now.
+
+    A capture at an interface hears the carriers that it began with. Raises FileProblem.
+    """
     now = _load(config.path, may_be_missing=config.path == CONFIG_PATH)
-    return replace(config, mode=now.mode, observe=now.observe)
+    carriers = now.carriers if config.capture == "nflog" else config.carriers
+    return replace(config, mode=now.mode, observe=now.observe, carriers=carriers)
 
 
 def _load(path: Path, *, may_be_missing: bool) -> Config:
@@ -181,6 +198,9 @@ def _load(path: Path, *, may_be_missing: bool) -> Config:
         raise FileProblem(path, "undeclared_target", 'expected "refuse" or "accept"')
     if read.host is not None:  # nothing here needs it, but what tells clients where to knock
         parse_host(read.host, path)
+    for key in ("policy", "key", "database", "control"):
+        if "\0" in getattr(read, key):
+            raise FileProblem(path, key, "no path has a NUL in it")
     home = path.absolute().parent
     return Config(
         path=path.absolute(),
@@ -198,6 +218,7 @@ def _load(path: Path, *, may_be_missing: bool) -> Config:
         also_addressed_as=frozenset(_address_of_a_host(t, path) for t in read.also_addressed_as),
         accepts_undeclared_target=read.undeclared_target == Undeclared.ACCEPT,
         freshness_s=_duration(read.freshness, path, "freshness", EPOCH_S),
+        max_keys=read.max_keys,
         mode=Mode(read.mode),
         observe=tuple(read.observe),
         metrics=_metrics(read, path),
@@ -212,7 +233,7 @@ def _load(path: Path, *, may_be_missing: bool) -> Config:
 def _anomalies(table: dict[str, Any], path: Path) -> Watching:
     read = convert(table, _AnomaliesTable, path, "anomalies")
     hook = None if read.hook is None else Path(read.hook)
-    if hook is not None and not hook.is_absolute():
+    if hook is not None and (not hook.is_absolute() or "\0" in str(hook)):
         raise FileProblem(path, "anomalies.hook", f"{read.hook!r} is no absolute path")
     trusted = [parse_network(text, path, "anomalies.trusted") for text in read.trusted]
     settings = Settings(

@@ -23,10 +23,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from keys.answerline import read_line
+from keys.text import printable
 from keys.trouble import Trouble
 
 MAX_LINE: Final = 64 * 1024
 TIMEOUT_S: Final = 5.0
+_MAX_ANSWER: Final = 64 << 20  # 100,000 grants take half of it
+_ANSWER_WITHIN_S: Final = 60.0
 _GROUP: Final = "spa"
 _CLIENTS_OF_A_USER: Final = 16
 _CLIENTS: Final = 64
@@ -137,6 +141,16 @@ class NoDaemon(Trouble):
     """Nobody answers at the control socket."""
 
 
+class Answer(dict[str, Any]):
+    """What a daemon answered. What it lacks is trouble with that daemon, and no bug in here."""
+
+    def __missing__(self, key: str) -> Any:
+        raise Trouble(
+            f"the daemon's answer lacks {printable(key)!r}",
+            "is it another version? systemctl restart spa-server",
+        )
+
+
 def ask(path: Path, request: dict[str, Any]) -> dict[str, Any]:
     """The daemon's answer to one request. Raises NoDaemon, or Trouble when it says no."""
     try:
@@ -144,8 +158,7 @@ def ask(path: Path, request: dict[str, Any]) -> dict[str, Any]:
             connection.settimeout(TIMEOUT_S)
             connection.connect(str(path))
             connection.sendall(json.dumps(request).encode() + b"\n")
-            with connection.makefile("rb") as answers:
-                line = answers.readline()
+            line = read_line(connection, _MAX_ANSWER, _ANSWER_WITHIN_S)
     except (FileNotFoundError, ConnectionRefusedError):
         hint = "start it: systemctl start spa-server"
         raise NoDaemon(f"no daemon answers at {path}", hint) from None
@@ -155,8 +168,10 @@ def ask(path: Path, request: dict[str, Any]) -> dict[str, Any]:
             f"the daemon cannot be asked at {path}: {what}", "run as root or in the group spa"
         ) from None
     try:
-        answer = dict(json.loads(line))
-    except (ValueError, TypeError):
+        answer = json.loads(line, object_hook=Answer)
+        if not isinstance(answer, Answer):
+            raise TypeError
+    except (ValueError, TypeError, RecursionError):
         raise Trouble(
             f"the daemon at {path} gave no answer", "see its record: spa-server audit"
         ) from None

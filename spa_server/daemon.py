@@ -41,6 +41,7 @@ _AT_ONCE: Final = 256
 _DRIFT_EVERY_S: Final = 300.0
 _ENDS_EVERY_S: Final = 0.1
 _PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 30.0
 
 
 class _Readable(Protocol):
@@ -56,7 +57,7 @@ class Daemon:
 
     def __init__(self, config: Config) -> None:
         self._answers = AnswerSocket(config.knock_port, config.carriers)
-        self._guard = Guard(config, self._answer)
+        self._guard = Guard(config, self._answer, self._answers.carry)
         self._config = config
         self._timer: asyncio.TimerHandle | None = None
         self._pause_until_s = 0.0
@@ -64,6 +65,7 @@ class Daemon:
         self._drifting: asyncio.Task[None] | None = None
         self._finding: asyncio.Task[None] | None = None
         self._counting: asyncio.Task[None] | None = None
+        self._freeing: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -84,10 +86,14 @@ class Daemon:
                 await self._stopping.wait()
                 self._guard.stop()
         finally:
-            for task in (self._loading, self._drifting, self._finding, self._counting):
+            for task in self._tasks:
                 if task is not None:
                     task.cancel()
             await control.stop()
+
+    @property
+    def _tasks(self) -> tuple[asyncio.Task[None] | None, ...]:
+        return (self._loading, self._drifting, self._finding, self._counting, self._freeing)
 
     async def _begin(self, stack: ExitStack) -> None:
         """Opens every ear before the gate is touched, so that nothing is missed in between."""
@@ -253,10 +259,25 @@ class Daemon:
         self._timer = loop.call_later(delay_s, self._safely, self._guard.tick)
 
     def _begin_what_is_due(self) -> None:
-        if self._guard.needs_tags() and (self._loading is None or self._loading.done()):
+        if self._guard.needs_tags() and _is_over(self._loading):
             self._loading = asyncio.create_task(self._load_tags())
         if self._guard.counts.is_due(clock.monotonic_s()):
             self._counting = asyncio.create_task(self._count_denials(self._guard.counts.begin()))
+        if self._answers.trouble != self._guard.answers_trouble and _is_over(self._freeing):
+            self._freeing = asyncio.create_task(self._free_the_answers())
+
+    async def _free_the_answers(self) -> None:
+        """Says what hinders answers, and tries until nothing does, ever more seldom."""
+        pause_s = _PAUSE_S
+        while True:
+            if (trouble := self._answers.trouble) and trouble != self._guard.answers_trouble:
+                print(f"spa-server: {trouble}", file=sys.stderr, flush=True)
+            self._guard.answers_are(trouble)
+            if not trouble:
+                return
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            self._answers.try_again()
 
     async def _load_tags(self) -> None:
         try:
@@ -270,6 +291,10 @@ class Daemon:
         nonce = secrets.token_bytes(NONCE_SIZE)
         payload = seal_reply(reply, pair=sender.pair, request_nonce=request_nonce, nonce=nonce)
         self._answers.send(payload, to)
+
+
+def _is_over(task: asyncio.Task[None] | None) -> bool:
+    return task is None or task.done()
 
 
 def open_capture(config: Config) -> KnockCapture:

@@ -1,10 +1,8 @@
 """The gatehouse: which gate this host should have, and whether it is to have one at all.
 
-    gate.wanted     beside the database: the operator has put the gate in force, and it stays so
-    gate.pending    in the runtime directory: a gate on trial, taken back unless it is confirmed
-
-While either is there the daemon puts the gate back when somebody takes it away. `gate remove`
-deletes both before the table, so that no message between the programs is needed.
+While one of the marks of spa_server/marks.py is there, the daemon puts the gate back when somebody
+takes it away. `gate remove` deletes both before the table, so that no message between the programs
+is needed.
 """
 
 from ipaddress import ip_network
@@ -12,6 +10,9 @@ from ipaddress import ip_network
 from keys.tomlfile import FileProblem
 from spa_protocol.access import Access
 from spa_protocol.layout import Address
+from spa_server import marks
+from spa_server.admission import room_for
+from spa_server.answer import why_not_raw
 from spa_server.config import Config, Mode, reread
 from spa_server.firewall import accounting
 from spa_server.firewall.gate import observed_in
@@ -37,6 +38,7 @@ def plan_gate(config: Config, policy: Policy) -> GatePlan:
         cut=policy.cut,
         outer=outer,
         observed=plan_observed(config, policy),
+        tags=room_for(config.max_keys),
     )
 
 
@@ -56,6 +58,17 @@ def plan_observed(config: Config, policy: Policy) -> Observed:
 def _openings(rule: AlwaysOpenRule) -> list[AlwaysOpen]:
     networks = rule.sources.networks or _ANYWHERE
     return [AlwaysOpen(network, access) for network in networks for access in rule.accesses]
+
+
+def _must_stay_open(before: Config, after: Config) -> None:
+    """Raises FileProblem where ports that were observed would be closed by a mere reload."""
+    if after.mode is Mode.OBSERVE:
+        return
+    closes = before.mode is Mode.OBSERVE, not set(before.observe) <= set(after.observe)
+    if any(closes):
+        problem = "what is only observed now would be closed; try it: spa-server gate apply"
+        key = "mode" if closes[0] else "observe"
+        raise FileProblem(after.path, key, f"{problem} --confirm-within 60s")
 
 
 class Gatehouse:
@@ -80,12 +93,12 @@ class Gatehouse:
     @property
     def is_wanted(self) -> bool:
         """Whether the gate is to be in force, for good or on trial."""
-        return self.config.gate_wanted.exists() or self.config.gate_pending.exists()
+        return marks.is_wanted(self.config) or marks.is_on_trial(self.config)
 
     @property
     def is_on_trial(self) -> bool:
         """Whether the gate in force waits to be confirmed."""
-        return self.config.gate_pending.exists()
+        return marks.is_on_trial(self.config)
 
     @property
     def observed(self) -> Observed:
@@ -109,13 +122,18 @@ class Gatehouse:
             source in opening.network and access in opening.access for opening in openings
         )
 
-    def reread(self, policy: Policy) -> None:
-        """Takes `mode` and `observe` from server.toml anew, to be applied with a policy.
+    def reread(self, policy: Policy, *, may_close: bool = True) -> None:
+        """Takes `mode`, `observe` and `carriers` from server.toml, to be applied with a policy.
 
-        Raises FileProblem, and keeps what it had.
+        Without `may_close`, what is observed stays so: closing a host takes a trial. Raises
+        FileProblem, and keeps what it had.
         """
         config = reread(self.config)
+        if not may_close and self.is_wanted:
+            _must_stay_open(self.config, config)
         plan_observed(config, policy)
+        if config.carriers != self.config.carriers and (why := why_not_raw(config.carriers)):
+            raise FileProblem(config.path, "carriers", why)
         if self.is_on_trial and self._before_trial is None:
             self._before_trial = self.config
         self.config = config
@@ -145,15 +163,12 @@ class Gatehouse:
 
     def want(self) -> None:
         """The gate is in force for good."""
-        self.config.gate_wanted.parent.mkdir(parents=True, exist_ok=True)
-        self.config.gate_wanted.touch()
-        self.config.gate_pending.unlink(missing_ok=True)
+        marks.want(self.config)
 
     def remove(self, *, by_force: bool = False) -> None:
         """Takes the gate away, and the will to have it; `by_force` from a daemon that hangs too.
 
-        Raises FirewallError.
+        Raises FirewallError and OSError.
         """
-        self.config.gate_wanted.unlink(missing_ok=True)
-        self.config.gate_pending.unlink(missing_ok=True)
+        marks.forget(self.config)
         self._gate.remove(by_force=by_force)

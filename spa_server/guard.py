@@ -10,12 +10,14 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Final
 
-from keys import schema, serverkey
+from keys import schema
 from keys.registry import Registry
 from keys.tomlfile import FileProblem
 from spa_protocol import __version__
+from spa_protocol.carrier import Carrier
 from spa_protocol.layout import EPOCH_S, Address, epoch_of
-from spa_server import clock, sessionlist, sessions, trial
+from spa_protocol.publickey import Sender
+from spa_server import clock, hostkey, marks, sessionlist, sessions
 from spa_server.addressing import Addressing
 from spa_server.admission import Admission
 from spa_server.anomaly import lookout
@@ -71,14 +73,21 @@ _JUDGED_BY: Final = (*schema.TABLES, "burned", "burned_floor")
 
 class Guard:
     """Making one reads the configuration's files; Trouble, LedgerError or sqlite3.Error tell what
-    is wrong with them. `answer` sends sealed replies."""
+    is wrong with them. `answer` sends sealed replies, `carry` is told by which carriers."""
 
-    def __init__(self, config: Config, answer: Answerer) -> None:
+    def __init__(
+        self,
+        config: Config,
+        answer: Answerer,
+        carry: Callable[[Sequence[Carrier]], None] = lambda _carriers: None,
+    ) -> None:
         self.config = config
+        self._carry = carry
         schema.must_be_sound(config.database, _JUDGED_BY)
-        connection = schema.connect(config.database)
+        connection = self._connection = schema.connect(config.database)
         connection.execute(f"pragma busy_timeout = {_BUSY_MS}")
         self.registry = Registry(connection)
+        self.registry.max_keys = config.max_keys
         self.rulebook = Rulebook(config, self.registry.roles_of)
         self.policy = self.rulebook.begin()
         self.denials = Denials(beside(config.database))
@@ -91,7 +100,7 @@ class Guard:
             serves_when_full=config.serves_when_full,
         )
         self._broken_off_at_us = lastrun.broken_off_at_us(connection)
-        server_key = serverkey.load(config.key)
+        server_key = hostkey.load(config)
         self.upkeep = Upkeep(
             self.ledger,
             record_key(server_key.secret),
@@ -146,10 +155,12 @@ class Guard:
             freshness_s=config.freshness_s,
             meter=self.meter,
             replaced=self._end_replaced,
+            flooded=self._flooded,
         )
         self.started_at_us = clock.now_us()
         self.is_serving = False
-        self._unrecorded_floor_us = self.ledger.unrecorded_floor_us()
+        self.answers_trouble = ""
+        self._unrecorded_floor_us = self._floor_of_what_was_lost()
         self._data_version = self.ledger.data_version()
         self._offset_us = clock.offset_us()
         self._on_trial = self.gatehouse.is_on_trial
@@ -157,6 +168,17 @@ class Guard:
         self._local: dict[Address, bool] = {}
         self._sources: dict[Address, str] = {}
         self._try_again_at_s = 0.0
+
+    def _floor_of_what_was_lost(self) -> int:
+        """Up to which stamp a request may have been burned without this database knowing it.
+
+        Where an older copy of it was put back, that is anything that could be fresh by now.
+        """
+        if self.upkeep.is_record_short:
+            latest_us = self.started_at_us + round(self.config.freshness_s * 1_000_000)
+            self.ledger.lost_up_to(latest_us)
+            return latest_us
+        return self.ledger.unrecorded_floor_us()
 
     def _terms(self) -> Terms:
         addressing = Addressing(
@@ -221,6 +243,7 @@ class Guard:
         self.ledger.note([Record(Event.DAEMON_STOPPED, now_us)], now_us)
         self.upkeep.close(now_us)
         self.ledger.close()
+        schema.close(self._connection)
         self.outputs.close()
 
     # What comes
@@ -331,6 +354,15 @@ class Guard:
             return
         self._refresh_directory(now_us)
 
+    def _flooded(self, tag: bytes, sender: Sender, now_us: int) -> None:
+        """Somebody has seen this tag on the wire, and would have its key not be heard."""
+        if not self.tags.flooded(tag, sender.key_id, now_us):
+            return
+        owner = self.directory.owner(sender.key_id)
+        identity = None if owner is None else owner.identity
+        record = Record(Event.TAG_FLOODED, now_us, identity=identity, key_id=sender.key_id)
+        self.ledger.note([record], now_us)
+
     def reload(self, *, gate_too: bool = False) -> None:
         """Reads the policy anew. One that is not sound changes nothing and raises FileProblem.
 
@@ -340,8 +372,9 @@ class Guard:
         now_us = clock.now_us()
         try:
             policy = self.rulebook.read()
-            self.gatehouse.reread(policy)
+            self.gatehouse.reread(policy, may_close=gate_too)
         except FileProblem as problem:
+            self.rulebook.refuse(problem, now_us)
             self._note_refused(problem, now_us)
             raise
         if self.gatehouse.is_on_trial and not self._on_trial:
@@ -365,7 +398,7 @@ class Guard:
         policy as it is until it is reloaded. Whatever goes wrong, the gate is then in doubt.
         """
         with self.faults.tolerate("the gate"):
-            before, begun = self._before_trial, trial.waiting(self.config)
+            before, begun = self._before_trial, marks.waiting(self.config)
             self.gatehouse.take_back()
             self.confirm()
             if before is not None:
@@ -380,6 +413,7 @@ class Guard:
         self.policy = policy
         self.reception.terms = self._terms()
         self.gatehouse.held = None
+        self._carry(self.gatehouse.config.carriers)
         loaded = Record(Event.POLICY_LOADED, now_us, reason=why, detail={"digest": policy.digest})
         self.ledger.note([loaded], now_us)
         with self.faults.tolerate("the gate"):
@@ -442,6 +476,15 @@ class Guard:
         except sessions.SessionsError as error:
             record = Record(Event.CONNECTION_SEVERED, now_us, reason=f"failed: {error}")
             self.ledger.note([record], now_us)
+
+    def answers_are(self, trouble: str) -> None:
+        """Whether answers leave as they should: recorded when that changes. Empty: they do."""
+        if trouble == self.answers_trouble:
+            return
+        self.answers_trouble = trouble
+        event = Event.ANSWERS_HINDERED if trouble else Event.ANSWERS_FREE
+        now_us = clock.now_us()
+        self.ledger.note([Record(event, now_us, reason=trouble or None)], now_us)
 
     # Drift
 

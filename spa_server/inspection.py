@@ -6,6 +6,7 @@ and nothing counts as replayed but what the file itself repeats.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from spa_protocol.access import Access
 from spa_protocol.knock import Knock
@@ -16,6 +17,8 @@ from spa_server.doorkeeper import Moment, Verdict, judge
 from spa_server.policy.decide import Decision
 from spa_server.replay import ReplayWindow
 from spa_server.ruling import Terms, rule
+
+_FEW_KEYS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,12 @@ def inspect(
     terms: Terms,
     freshness_s: float,
 ) -> Iterator[Inspected]:
-    """Each datagram's fate, in the order of the file."""
+    """Each datagram's fate, in the order of the file.
+
+    Where few keys are enrolled, all their spare tags are known: nobody can tell from a file which
+    of them were admitted when.
+    """
+    admission.spares_all = len(admission) <= _FEW_KEYS
     window = ReplayWindow()
     for datagram in datagrams:
         _load_tags(admission, datagram.seen_at_us)

@@ -9,6 +9,7 @@ from keys.when import rfc3339
 from spa_protocol import __version__
 from spa_server import clock, sessionlist, whois
 from spa_server.activity import activity
+from spa_server.alignment.people import NEARLY_FULL_PERCENT
 from spa_server.alignment.standing import config_is_current
 from spa_server.config import Mode
 from spa_server.control import Handler
@@ -65,6 +66,8 @@ def _status(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
         **_doubts(guard),
         **_mode(guard.gatehouse.observed),
         "keys_heard": len(guard.admission),
+        "keys_at_most": guard.config.max_keys,
+        "keys_room": _room(len(guard.admission), guard.config.max_keys),
         "grants": len(guard.keeper.book),
         "holes": len(guard.keeper.book.holes()),
         "connections": len(guard.connections.live),
@@ -74,6 +77,7 @@ def _status(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
         "roles": len(guard.policy.roles),
         "remembered": len(guard.reception.window),
         **{name: count.packets for name, count in sorted(counters.items())},
+        "hindered": guard.answers_trouble,
         "lost": guard.recorder.lost,
         "record": "behind" if guard.ledger.is_behind else "written",
         "record_trouble": guard.ledger.trouble,
@@ -95,9 +99,19 @@ def _doubts(guard: Guard) -> dict[str, Any]:
     }
 
 
+def _room(heard: int, most: int) -> str:
+    """What `check` finds as registry-nearly-full (alignment/people.py)."""
+    if heard * 100 < most * NEARLY_FULL_PERCENT:
+        return "enough"
+    left = max(0, most - heard)
+    return f"nearly full: {left} more can be enrolled; set a larger max_keys and restart"
+
+
 def _policy(guard: Guard) -> str:
     problem = guard.rulebook.problem
-    return f"the last good one, for {problem}" if problem else "as in its file when it was read"
+    if problem is None:
+        return "as in its file when it was read"
+    return f"the last good one, since {rfc3339(guard.rulebook.refused_at_us)}, for {problem}"
 
 
 def _mode(observed: Observed) -> dict[str, Any]:

@@ -11,6 +11,8 @@
     answered: so it has proven that it works.
 6.  The record says by which carrier a request came, unless that is UDP to the knock port. What came
     by another under a tag that nobody has is no request, but a ping or a question to a DNS server.
+7.  What comes under a key's tag and is not the key's is counted against the tag, at once: the key
+    may need its spare tags for its very next knock.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +24,7 @@ import msgspec
 
 from spa_protocol.carrier import name_of
 from spa_protocol.knock import AuthenticKnock, Close, Join, Knock
-from spa_protocol.layout import DEFAULT_FRESHNESS_S, DEFAULT_PORT, text_of
+from spa_protocol.layout import DEFAULT_FRESHNESS_S, DEFAULT_PORT, TAG_SIZE, text_of
 from spa_protocol.publickey import Sender
 from spa_protocol.reason import Reason, Status
 from spa_protocol.reply import Reply
@@ -35,6 +37,7 @@ from spa_server.audit.record import Event, Record
 from spa_server.capture.datagram import Datagram
 from spa_server.doorkeeper import Moment, Verdict, judge
 from spa_server.firewall.kernel import FirewallError
+from spa_server.floods import Floods
 from spa_server.grants import Grant
 from spa_server.holekeeper import HoleKeeper
 from spa_server.meter import Meter
@@ -107,9 +110,11 @@ class Reception:
     freshness_s: float = DEFAULT_FRESHNESS_S
     replacing: frozenset[str] = frozenset()
     replaced: Callable[[str, int], None] | None = None
+    flooded: Callable[[bytes, Sender, int], None] | None = None
     pace: Pace = field(default_factory=Pace)
     meter: Meter = field(default_factory=Meter)
     refusals: Tally[tuple[str, str, str]] = field(default_factory=Tally)
+    floods: Floods = field(default_factory=Floods)
 
     def receive(self, datagrams: Sequence[Datagram], moment: Moment) -> None:
         """A whole batch: one commit and one firewall transaction for as much as rule 4 allows."""
@@ -128,7 +133,14 @@ class Reception:
         verdict = judge(datagram, moment, self.admission.find, self.window, self.freshness_s)
         if verdict.burn is not None:
             self.window.add(verdict.burn)
+        elif verdict.sender is not None:
+            self._count_junk(datagram.payload[:TAG_SIZE], verdict.sender, moment.now_us)
         return _Case(datagram, verdict)
+
+    def _count_junk(self, tag: bytes, sender: Sender, now_us: int) -> None:
+        """Rule 7."""
+        if self.floods.junk(tag, self.monotonic_s()) and self.flooded is not None:
+            self.flooded(tag, sender, now_us)
 
     def _settle(self, cases: list[_Case], now_us: int) -> None:
         if not cases:

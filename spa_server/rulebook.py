@@ -14,8 +14,10 @@ from hashlib import blake2b
 from pathlib import Path
 
 from keys import privatefile, tomlfile
-from keys.privatefile import KeyFileError
+from keys.owner import as_owner
 from keys.tomlfile import FileProblem
+from keys.trouble import Trouble
+from spa_server import clock
 from spa_server.config import Config
 from spa_server.policy.lines import lines_of
 from spa_server.policy.load import parse_policy
@@ -26,11 +28,13 @@ from spa_server.policy.testing import check as check_tests
 class Rulebook:
     """`roles_of` gives the roles of an identity, for the policy's own tests.
 
-    `problem` is why the policy in force is not the one in its file; None while it is.
+    `problem` is why the policy in force is not the one in its file; None while it is. It was first
+    seen at `refused_at_us`.
     """
 
     def __init__(self, config: Config, roles_of: Callable[[str], frozenset[str]]) -> None:
         self.problem: FileProblem | None = None
+        self.refused_at_us = 0
         self._config = config
         self._roles_of = roles_of
 
@@ -43,12 +47,19 @@ class Rulebook:
         try:
             return self.read()
         except FileProblem as problem:
-            text = tomlfile.read_text(self._good)
+            with as_owner(self._good):
+                text = tomlfile.read_text(self._good)
             if text is None:
                 raise
             policy = _parse(text, self._good, was_in_force=True)
-            self.problem = problem
+            self.refuse(problem, clock.now_us())
             return policy
+
+    def refuse(self, problem: FileProblem, now_us: int) -> None:
+        """What is in the file was not put in force; the policy of before stays."""
+        if self.problem is None or str(self.problem) != str(problem):
+            self.refused_at_us = now_us
+        self.problem = problem
 
     def read(self) -> Policy:
         """The policy in the file, read and tested, to be put in force. Raises FileProblem."""
@@ -64,7 +75,7 @@ class Rulebook:
 
     def _keep(self, text: str) -> None:
         """Where it cannot be kept, a restart has to do without."""
-        with suppress(KeyFileError):
+        with suppress(Trouble):
             privatefile.write(self._good, text.encode(), overwrite=True)
 
 

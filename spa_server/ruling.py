@@ -12,19 +12,18 @@ import msgspec
 
 from spa_protocol.access import Access
 from spa_protocol.knock import AuthenticKnock, Close, Knock
-from spa_protocol.layout import MAX_MESSAGE, Address
+from spa_protocol.layout import Address
 from spa_protocol.reason import Code, Reason, Status
 from spa_protocol.reply import Outcome, Reply, clip
 from spa_server.addressing import Addressing
 from spa_server.capture.datagram import Datagram
 from spa_server.hole import Hole
-from spa_server.policy.decide import Decision, Question, decide
-from spa_server.policy.model import Network, Policy, Sessions
+from spa_server.policy.decide import Decision, Question, decide, message_of
+from spa_server.policy.model import Network, Policy
 
 _HOUR_US: Final = 3_600_000_000
 _DAY_US: Final = 24 * _HOUR_US
 _WARN_US: Final = 14 * _DAY_US
-_CUT: Final = "connections are cut when it closes; hold it open"
 _TOO_OLD: Final = "your key is too old; get a new one: spa-keys rotate"
 
 
@@ -75,21 +74,7 @@ class Ruling(msgspec.Struct, frozen=True):
     @property
     def message(self) -> str:
         """Why something was refused, in a few words for its owner; or what they should know."""
-        refused = next((d.short for _, d in self.decisions if not d.granted), "")
-        return refused or self.warning or self._cut_notice
-
-    @property
-    def _cut_notice(self) -> str:
-        """Which sessions end with their hole, for whoever is about to begin one."""
-        cut = [
-            str(access)
-            for access, decision in self.decisions
-            if decision.rule is not None and decision.rule.sessions is Sessions.CUT
-        ]
-        if not cut:
-            return ""
-        text = f"{', '.join(cut)}: {_CUT}"
-        return text if len(text) <= MAX_MESSAGE else f"{len(cut)} of these: {_CUT}"
+        return message_of(self.decisions, self.warning)
 
 
 def rule(

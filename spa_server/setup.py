@@ -3,7 +3,6 @@
 import os
 import pwd
 import shlex
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,6 +11,8 @@ from typing import Final
 
 from keys import schema, serverkey
 from keys.invite import WrittenHost, server_here
+from keys.owner import owner_of
+from keys.privatefile import make_directory
 from keys.registry import Registry
 from keys.trouble import Trouble
 from spa_protocol.keytext import ServerLine
@@ -44,6 +45,7 @@ _REST: Final = """\
 # also_addressed_as = []        # a port forwarder's addresses, by which clients know this host
 # undeclared_target = "refuse"  # or "accept": knocks that name no host (0.1.0's)
 # freshness = "30s"             # how far a client's clock may be from this one's
+# max_keys = 150000             # keys and invites that are heard at most
 # mode = "enforce"              # or "observe": let in and record what would be denied
 # observe = []                  # services that are observed while all others are enforced
 """
@@ -76,16 +78,16 @@ def initialise(config_path: Path | None, host: WrittenHost | None = None) -> Ite
     config = load_config(path)
     if _write_new(config.policy, _POLICY):
         yield f"made {config.policy}: the role admin may reach ssh"
-    if not config.key.exists():
+    if not os.path.lexists(config.key):
         Mark(config.key).path.unlink(missing_ok=True)  # of a key that is no more
         serverkey.save(serverkey.generate(), config.key)
         _give_to_daemon(config.key)
         Mark(config.key).write()
         yield f"made {config.key}: the server's private key"
-    if not config.database.exists():
-        Registry(schema.connect(config.database)).close()
+    if not os.path.lexists(config.database):
+        make_directory(config.database.parent)
         _give_to_daemon(config.database.parent)
-        _give_to_daemon(config.database)
+        Registry(schema.connect(config.database)).close()
         yield f"made {config.database}: the registry and the record"
 
 
@@ -142,8 +144,7 @@ def _write_new(path: Path, text: str) -> bool:
 
 
 def _give_to_daemon(path: Path) -> None:
-    """So that the unprivileged daemon can read what root has made."""
-    if os.geteuid() != 0:
-        return
-    if (user := _daemon_user()) is not None:
-        shutil.chown(path, user.pw_uid, user.pw_gid)
+    """So that the unprivileged daemon can read what root has made, in a place that is root's."""
+    user = _daemon_user()
+    if os.geteuid() == 0 and user is not None and owner_of(path.parent) is None:
+        os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)

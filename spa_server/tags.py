@@ -1,15 +1,16 @@
 """The tag keeper: the tags of the epochs around now, in the admission table and in the kernel."""
 
+import errno
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Final
 
-from spa_server.admission import Admission, Tag
+from spa_server.admission import EPOCHS_AHEAD, Admission, Tag
 from spa_server.firewall.elements import TagLease
-from spa_server.firewall.kernel import Gate
+from spa_server.firewall.kernel import FirewallError, Gate
+from spa_server.floods import LEASE_S
 
-EPOCHS_AHEAD: Final = 1
 _TAGS_AT_ONCE: Final = 250  # about a millisecond, for which a knock may have to wait
 
 
@@ -52,13 +53,32 @@ class TagKeeper:
 
     def admit(self, tags: Iterable[Tag], now_us: int) -> None:
         """Lets the knocks with these tags be heard until their time is over."""
-        leases = (TagLease(tag.value, max(1, (tag.until_us - now_us) // 1000)) for tag in tags)
         with self._tolerate("the tags"):
-            self._gate.admit(leases)
+            self._gate.admit(self._leases(tags, now_us))
+
+    @staticmethod
+    def _leases(tags: Iterable[Tag], now_us: int) -> Iterator[TagLease]:
+        return (TagLease(tag.value, max(1, (tag.until_us - now_us) // 1000)) for tag in tags)
 
     def admit_all(self, now_us: int) -> None:
         """The same for every tag that is loaded: the kernel's set was lost."""
         self.admit(self._admission.tags(), now_us)
+
+    def flooded(self, tag: bytes, key_id: str, now_us: int) -> bool:
+        """Junk comes under a tag of this key: it is held back, and others are admitted besides.
+
+        Whether they are new.
+        """
+        spare = self._admission.spare(key_id, now_us)
+        with self._tolerate("the tags"):
+            try:
+                self._gate.admit(self._leases(spare, now_us))
+                self._gate.hold_back(TagLease(tag, round(LEASE_S * 1000)))
+            except FirewallError as error:
+                # A full set is no fault that loading the gate again would mend.
+                if error.errno != errno.ENFILE:
+                    raise
+        return bool(spare)
 
     def withdraw(self, values: Iterable[bytes]) -> None:
         """Lets knocks with these tags be heard no more."""

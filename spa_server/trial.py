@@ -3,22 +3,26 @@
 Whoever locks themselves out of a remote host cannot type any more, so the way back does not hang on
 their session: a process of its own, in a session of its own, is started before the gate is touched
 and waits for the time to be over. The mark `gate.pending` says what it goes back to.
+
+It is root's, so nothing that others may write decides what it runs: Python in isolated mode (no
+PYTHON* variable, no directory of a user's, not the current directory), an environment of our own,
+and `/` as its directory.
 """
 
-import json
 import secrets
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from keys.trouble import Trouble
-from spa_server import control
-from spa_server.config import Config, load_config
+from spa_server import clock, control, marks
+from spa_server.config import CONFIG_PATH, Config, load_config
+from spa_server.firewall import programs
 from spa_server.firewall.backstop import BackstopHeld
 from spa_server.firewall.kernel import Gate
 from spa_server.gatehouse import Gatehouse
@@ -27,35 +31,27 @@ from spa_server.netlink import NetlinkError
 _ENDS: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """What the mark holds: `before` is the ruleset to go back to, None where there was no gate."""
-
-    token: str
-    before: str | None
-    was_wanted: bool
-
-
-def begin(config: Config, config_path: Path | None, gate: Gate, within_s: float) -> None:
+def begin(config: Config, gate: Gate, within_s: float) -> None:
     """Sets the mark and starts the process that will take the gate back.
 
     A trial during another goes back to what was before that one.
     """
     token = secrets.token_hex(8)
-    earlier = waiting(config)
+    earlier = marks.waiting(config)
     if earlier is not None:
         trial = replace(earlier, token=token)
     else:
         before = gate.ruleset() if gate.is_loaded() else None
-        trial = Trial(token, before, config.gate_wanted.exists())
-    config.gate_pending.parent.mkdir(parents=True, exist_ok=True)
-    named = [] if config_path is None else [str(config_path)]
+        trial = marks.Trial(token, before, marks.is_wanted(config), clock.boot_id())
+    named = [] if config.path == CONFIG_PATH else [str(config.path)]
     # A hangup must not come between the mark and the process that takes it away.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
     try:
-        config.gate_pending.write_text(json.dumps(asdict(trial)), encoding="utf-8")
+        marks.begin(config, trial)
         subprocess.Popen(
-            [sys.executable, "-m", "spa_server.trial", trial.token, str(within_s), *named],
+            [sys.executable, "-I", "-m", "spa_server.trial", trial.token, str(within_s), *named],
+            cwd="/",
+            env=programs.ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -65,20 +61,12 @@ def begin(config: Config, config_path: Path | None, gate: Gate, within_s: float)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def waiting(config: Config) -> Trial | None:
-    """The trial that waits to be confirmed."""
-    try:
-        return Trial(**json.loads(config.gate_pending.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
 def take_back(config: Config, gate: Gate, token: str) -> bool:
     """Puts the old state back if this trial is still waiting; whether it was.
 
     A running daemon does it itself, before the mark is gone: it holds the policy of before.
     """
-    trial = waiting(config)
+    trial = marks.waiting(config)
     if trial is None or trial.token != token:
         return False
     if trial.before is None and not trial.was_wanted:
@@ -92,7 +80,7 @@ def take_back(config: Config, gate: Gate, token: str) -> bool:
             with suppress(BackstopHeld, NetlinkError):
                 gate.backstop.remove(by_force=True)
             gate.restore(trial.before)
-    config.gate_pending.unlink(missing_ok=True)
+    marks.end_trial(config)
     return True
 
 

@@ -6,6 +6,7 @@ send them is left to whoever uses it.
 
 import base64
 import hashlib
+import secrets
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,10 +69,12 @@ class Client:
         context = self.agreement_public + self.server + self.signing_public
         return blake2b(256, key=self.dh, person=b"spa1 " + purpose, data=context)
 
-    def tag(self, time_us: int) -> bytes:
-        """Section 5.2."""
-        epoch = time_us // 300_000_000
-        return blake2b(64, key=self.derived(b"tag"), data=struct.pack(">Q", epoch))
+    def tag(self, time_us: int, number: int = 0) -> bytes:
+        """Section 5.2: the usual tag, or a spare one by its number, 1 to 63."""
+        epoch = struct.pack(">Q", time_us // 300_000_000)
+        return blake2b(
+            64, key=self.derived(b"tag"), data=epoch + (bytes([number]) if number else b"")
+        )
 
     def message(self, signed: bytes, nonce: bytes) -> bytes:
         """What the key's owner signs (5.3); `signed` are bytes 0 to 87 of the body."""
@@ -83,18 +86,18 @@ class Client:
         both: bytes = sodium.crypto_sign(sshsig(self.message(signed, nonce)), secret)
         return both[:64]
 
-    def sealed(self, signed: bytes, nonce: bytes) -> bytes:
+    def sealed(self, signed: bytes, nonce: bytes, number: int = 0) -> bytes:
         """Section 5.5."""
         plain = signed + bytes(40) + self.signature(signed, nonce)
-        associated = b"spa1" + self.tag(time_of(signed))
+        associated = b"spa1" + self.tag(time_of(signed), number)
         box: bytes = sodium.crypto_aead_xchacha20poly1305_ietf_encrypt(
             plain, associated, nonce, self.derived(b"knock")
         )
         return box
 
-    def request(self, signed: bytes, nonce: bytes) -> bytes:
+    def request(self, signed: bytes, nonce: bytes, number: int = 0) -> bytes:
         """The 240 bytes to send (3)."""
-        return self.tag(time_of(signed)) + nonce + self.sealed(signed, nonce)
+        return self.tag(time_of(signed), number) + nonce + self.sealed(signed, nonce, number)
 
     def reply_address(self, request_nonce: bytes) -> bytes:
         """Section 8.1."""
@@ -140,6 +143,12 @@ def sshsig(message: bytes) -> bytes:
         "00 00 00 40"
     )
     return start + hashlib.sha512(message).digest()
+
+
+def tag_numbers(tries: int) -> list[tuple[int, ...]]:
+    """Which tags the requests of each try bear (10)."""
+    spare = secrets.SystemRandom().sample(range(1, 64), min(63, tries))
+    return [(0,), *((0, number) for number in spare)][:tries]
 
 
 # Bodies: section 4. Each is bytes 0 to 87; the 40 that follow are zero for a key of type 1.

@@ -1,7 +1,15 @@
 """Admission: which tags are heard, and for how long."""
 
-from spa_protocol.layout import EPOCH_S, epoch_of
-from spa_server.admission import Admission, admitted_until_us, load_all, window
+from keys.identity import Identity
+from spa_protocol.layout import EPOCH_S, TAGS, epoch_of
+from spa_server.admission import (
+    SPARED_AT_ONCE,
+    Admission,
+    admitted_until_us,
+    load_all,
+    room_for,
+    window,
+)
 from tests.world import NOW_US, World
 
 EPOCH_US = EPOCH_S * 1_000_000
@@ -74,3 +82,79 @@ def test_a_clock_that_was_set_drops_the_epochs_that_are_far_away() -> None:
 
 def test_an_empty_table_finds_nothing() -> None:
     assert Admission().find(bytes(8)) is None
+
+
+# Spare tags
+
+
+def spare_tags(who: Identity, world: World, epoch: int) -> list[bytes]:
+    pair = who.pair_with(world.server.public)
+    return [pair.tag_at(epoch, number) for number in range(1, TAGS)]
+
+
+def test_spare_tags_are_not_heard_until_they_are_needed() -> None:
+    world = World()
+    alice, bob = world.enrol(), world.enrol()
+    epoch = epoch_of(NOW_US)
+    assert not any(map(world.admission.find, spare_tags(alice, world, epoch)))
+    before = world.admission.tag_count
+    tags = world.admission.spare(alice.public.key_id, NOW_US)
+    for near in range(epoch - 2, epoch + 2):
+        for tag in spare_tags(alice, world, near):
+            found = world.admission.find(tag)
+            assert found is not None
+            assert found.key_id == alice.public.key_id
+            assert tag in {named.value for named in tags}
+    assert not any(map(world.admission.find, spare_tags(bob, world, epoch)))
+    assert world.admission.spare(alice.public.key_id, NOW_US) == []
+    assert world.admission.tag_count <= before + 5 * (TAGS - 1)
+
+
+def test_an_epoch_that_is_loaded_later_has_them_while_the_flood_lasts() -> None:
+    world = World()
+    alice = world.enrol()
+    world.admission.spare(alice.public.key_id, NOW_US)
+    epoch = epoch_of(NOW_US)
+    later_us = NOW_US + 3 * EPOCH_US
+    for number in (3, 4):
+        load_all(world.admission, [epoch + number])
+        assert not any(map(world.admission.find, spare_tags(alice, world, epoch + number)))
+    assert world.admission.spare(alice.public.key_id, later_us)
+    for number in (3, 4):
+        assert all(map(world.admission.find, spare_tags(alice, world, epoch + number)))
+
+
+def test_a_revoked_key_is_not_heard_by_its_spare_tags_either() -> None:
+    world = World()
+    alice = world.enrol()
+    world.admission.spare(alice.public.key_id, NOW_US)
+    bob = world.enrol()
+    tags = {tag.value for tag in world.admission.tags()}
+    much_later_us = NOW_US + 2 * EPOCH_US + 1
+    world.admission.spare(bob.public.key_id, much_later_us)
+    gone = set(world.admission.remove(alice.public.key_id))
+    epoch = epoch_of(NOW_US)
+    assert set(spare_tags(alice, world, epoch)) <= gone <= tags
+    assert not any(map(world.admission.find, gone))
+    assert world.admission.spare(alice.public.key_id, NOW_US) == []
+
+
+def test_no_thief_of_all_tags_fills_the_set_with_spare_ones() -> None:
+    world = World()
+    everybody = [world.enrol() for _ in range(SPARED_AT_ONCE + 1)]
+    load_all(world.admission, [epoch_of(NOW_US) + 3])
+    *most, last = [world.admission.spare(who.public.key_id, NOW_US) for who in everybody]
+    assert all(most)
+    assert last == []
+    assert world.admission.tag_count <= room_for(len(everybody))
+    over_us = NOW_US + 8 * EPOCH_US
+    assert world.admission.spare(everybody[-1].public.key_id, over_us) != []
+
+
+def test_a_clock_that_is_set_forgets_them_with_all_tags() -> None:
+    world = World()
+    alice = world.enrol()
+    world.admission.spare(alice.public.key_id, NOW_US)
+    world.admission.drop_all()
+    epoch = epoch_of(NOW_US)
+    assert len(load_all(world.admission, [epoch])) == 1

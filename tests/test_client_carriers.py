@@ -1,5 +1,6 @@
 """Knocking on real sockets: what is sent, what counts as a reply, and how long it all takes."""
 
+import contextlib
 import os
 import socket
 import time
@@ -11,10 +12,19 @@ from itertools import islice
 import pytest
 
 from keys import identity
-from spa_client.carriers import Answer, Freshness, Silence, exchange, own_address, send_only, waits
-from spa_client.compose import SourceRule, Wish
+from spa_client.carriers import (
+    Answer,
+    Freshness,
+    Silence,
+    exchange,
+    own_address,
+    send_only,
+    tag_numbers,
+    waits,
+)
+from spa_client.compose import Composer, SourceRule, Wish
 from spa_client.resolve import Target
-from spa_protocol.layout import DATAGRAM_SIZE
+from spa_protocol.layout import DATAGRAM_SIZE, TAG_SIZE, TAGS, epoch_of
 from spa_protocol.reason import Code, Status
 from spa_protocol.sshsig import KeyType
 from tests.test_client_fake_server import (
@@ -113,14 +123,71 @@ def test_silence_lasts_as_long_as_was_said_and_takes_four_knocks() -> None:
     with serving(says_nothing) as server:
         results = knock(server)
         lasted_s = time.monotonic() - begun
-    assert results == [Silence(server.target, 4)]
+    assert results == [Silence(server.target, 7)]
     assert lasted_s == pytest.approx(2.5, abs=0.3)
     assert len({h.knock.nonce for h in server.heard}) == 4
 
 
+def tags_sent(composer: Composer, **more: object) -> list[int]:
+    """Which of the key's tags, by their numbers, the knocks of one exchange bore."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as hearing:
+        hearing.bind(("127.0.0.1", 0))
+        hearing.settimeout(0.2)
+        target = Target(ip_address("127.0.0.1"), hearing.getsockname()[1])
+        if composer.wish.reply_wanted:
+            list(exchange((target,), composer, **more))
+        else:
+            send_only((target,), composer)
+        epoch = epoch_of(time.time_ns() // 1000)
+        number_of = {
+            composer.pair.tag_at(near, number): number
+            for near in (epoch - 1, epoch)
+            for number in range(TAGS)
+        }
+        numbers = []
+        with contextlib.suppress(TimeoutError):
+            while True:
+                numbers.append(number_of[hearing.recv(2048)[:TAG_SIZE]])
+    return numbers
+
+
+def test_each_further_try_is_under_the_usual_tag_and_under_another_spare_one() -> None:
+    with serving(says_nothing) as server:
+        first, *further = tags_sent(server.composer(), tries=[0.01] * 12)
+    assert first == 0
+    assert further[0::2] == [0] * 11
+    spare = further[1::2]
+    assert len(set(spare)) == 11
+    assert 0 not in spare
+
+
+def test_all_spare_tags_serve_before_one_serves_again() -> None:
+    with serving(says_nothing) as server:
+        numbers = tags_sent(server.composer(), tries=[0.001] * 70)
+    spare = [number for number in numbers if number]
+    assert sorted(spare[:63]) == list(range(1, TAGS))
+    assert spare[63:] == spare[: len(spare) - 63]
+
+
+def test_who_may_have_to_confirm_signs_once_a_try() -> None:
+    with serving(says_nothing) as server:
+        composer = server.composer()
+        composer = replace(composer, identity=replace(composer.identity, _seed=None))
+        numbers = list(islice(tag_numbers(composer), 5))
+    assert [len(each) for each in numbers] == [1] * 5
+    assert [bool(number) for (number,) in numbers] == [False, True, False, True, False]
+
+
+def test_without_a_reply_both_tags_are_tried_at_once() -> None:
+    with serving(says_nothing) as server:
+        usual, spare = tags_sent(server.composer(Wish((SSH,), reply_wanted=False)))
+    assert usual == 0
+    assert spare in range(1, TAGS)
+
+
 def test_tries_that_the_caller_chooses() -> None:
     with serving(says_nothing) as server:
-        assert knock(server, tries=[0.05, 0.1]) == [Silence(server.target, 2)]
+        assert knock(server, tries=[0.05, 0.1]) == [Silence(server.target, 3)]
 
 
 def test_a_key_that_must_be_touched_knocks_once() -> None:
@@ -162,7 +229,7 @@ def test_junk_before_the_reply_is_not_heeded() -> None:
 
 def test_junk_alone_is_silence() -> None:
     with serving(lambda _: [os.urandom(DATAGRAM_SIZE)]) as server:
-        assert knock(server, timeout_s=0.5) == [Silence(server.target, 2)]
+        assert knock(server, timeout_s=0.5) == [Silence(server.target, 3)]
 
 
 def test_a_reply_to_somebody_elses_knock_is_not_heeded() -> None:
@@ -190,7 +257,7 @@ def test_a_closed_port_is_told_and_waited_for_all_the_same() -> None:
     with serving() as server:
         nowhere = Target(ip_address("127.0.0.1"), closed_port())
         (result,) = knock(server, nowhere, timeout_s=0.5)
-    assert result == Silence(nowhere, 2, "connection refused")
+    assert result == Silence(nowhere, 3, "connection refused")
 
 
 def test_one_dead_address_delays_the_others_answer_not_at_all_and_the_end_by_half_a_second() -> (
@@ -204,7 +271,7 @@ def test_one_dead_address_delays_the_others_answer_not_at_all_and_the_end_by_hal
         assert time.monotonic() - begun < SOON_S
         (silence,) = results
         assert time.monotonic() - begun == pytest.approx(0.5, abs=0.2)
-    assert silence == Silence(dead, 2, "connection refused")
+    assert silence == Silence(dead, 3, "connection refused")
 
 
 def test_every_address_is_knocked_on_from_its_own_family() -> None:
@@ -234,7 +301,7 @@ def test_nobody_is_waited_for_where_no_reply_is_wanted() -> None:
     with serving(says_nothing) as server:
         composer = server.composer(Wish((SSH,), reply_wanted=False))
         begun = time.monotonic()
-        assert send_only((server.target,), composer) == [Silence(server.target, 1)]
+        assert send_only((server.target,), composer) == [Silence(server.target, 2)]
         assert time.monotonic() - begun < SOON_S
         deadline = time.monotonic() + 5
         while not server.heard and time.monotonic() < deadline:

@@ -11,8 +11,8 @@ from spa_protocol.access import Access
 from spa_protocol.knock import Close, Knock, open_request, verify_request
 from spa_protocol.layout import DATAGRAM_SIZE, epoch_of
 from spa_protocol.publickey import Sender
-from spa_protocol.reason import Status
-from spa_protocol.reply import Reply, seal_reply
+from spa_protocol.reason import Code, Status
+from spa_protocol.reply import Outcome, Reply, seal_reply
 
 SERVER_SECRET = bytes(range(32))
 SERVER = seal.agreement_public(SERVER_SECRET)
@@ -68,7 +68,7 @@ def test_the_same_values_make_the_same_bytes_and_another_nonce_does_not() -> Non
 def test_a_reply_to_another_datagram_is_none() -> None:
     composer = Composer.toward(SERVER, ALICE, Wish((SSH,)))
     one, two = (composer.compose(OWN, TO, nonce=n * 24, now_us=NOW_US) for n in (b"1", b"2"))
-    reply = Reply(Status.GRANTED, NOW_US, OWN, TO)
+    reply = Reply(Status.GRANTED, NOW_US, OWN, TO, (Outcome(SSH, Code.GRANTED, 30),))
     sealed = seal_reply(reply, pair=composer.pair, request_nonce=one.nonce, nonce=bytes(24))
     assert composer.open(sealed, one) == reply
     assert composer.open(sealed, two) is None

@@ -21,7 +21,7 @@ from spa_client.resolve import Target
 from spa_protocol import seal
 from spa_protocol.access import Access
 from spa_protocol.keytext import Endpoint, ServerLine
-from spa_protocol.knock import AuthenticKnock, open_request, verify_request
+from spa_protocol.knock import AuthenticKnock, Close, open_request, verify_request
 from spa_protocol.layout import NONCE_SIZE, epoch_of
 from spa_protocol.publickey import Sender
 from spa_protocol.reason import Code, Reason, Status
@@ -40,24 +40,41 @@ class Heard:
 
     def reply(
         self,
-        status: Status = Status.GRANTED,
-        code: Code = Code.GRANTED,
+        status: Status | None = None,
+        code: Code | None = None,
         *,
         lifetime_s: int = 30,
         lead_s: float = 0,
         message: str = "",
         outcomes: tuple[Outcome, ...] | None = None,
     ) -> Reply:
-        granted_s = lifetime_s if code is Code.GRANTED else 0
-        usual = tuple(Outcome(a, code, granted_s) for a in self.knock.request.accesses)
+        """As docs/protocol.md 8.2 has it: everything granted to a knock, nothing open for a close,
+        unless a status is given, or what each access comes to."""
+        request = self.knock.request
+        if status is None:
+            status = Status.CLOSED if isinstance(request, Close) else Status.GRANTED
+            outcomes = () if isinstance(request, Close) and outcomes is None else outcomes
+        code = _CODES.get(status) if code is None else code
+        granted_s = lifetime_s if status is Status.GRANTED and code is Code.GRANTED else 0
+        told = () if code is None else request.accesses
+        usual = tuple(Outcome(access, code or Code.GRANTED, granted_s) for access in told)
         return Reply(
             status,
             int((time.time() + lead_s) * 1_000_000),
             ip_address(self.peer),
-            self.knock.request.target,
+            request.target,
             usual if outcomes is None else outcomes,
             message,
         )
+
+
+_CODES = {
+    Status.GRANTED: Code.GRANTED,
+    Status.REFUSED: Code.NO_ROLE,
+    Status.UNAVAILABLE: Code.UNAVAILABLE,
+    Status.CLOSED: Code.GRANTED,
+}
+"""That of each outcome; a reply of another status has none."""
 
 
 Action = Reply | bytes | float
@@ -161,7 +178,7 @@ def refuses(code: Code) -> Script:
 
 
 def says(status: Status, **more: object) -> Script:
-    return lambda heard: [heard.reply(status, outcomes=(), **more)]
+    return lambda heard: [heard.reply(status, **more)]
 
 
 @contextmanager

@@ -71,6 +71,15 @@ def test_the_watch_wakes_each_time_somebody_sets_the_clock(watch: ClockWatch) ->
         assert not is_awake(watch)
 
 
+def test_a_clock_that_is_set_while_the_watch_takes_note_is_no_trouble(watch: ClockWatch) -> None:
+    """timerfd_settime(2) then says ECANCELED, and arms the timer all the same."""
+    set_the_clock_to_what_it_is()
+    watch._arm()
+    watch.drain()
+    set_the_clock_to_what_it_is()
+    assert is_awake(watch, within_s=1)
+
+
 def test_tags_that_are_being_loaded_when_the_clock_is_set_are_let_go() -> None:
     """Loading pauses after each thousand; in a pause the clock may be set, and all tags dropped."""
     world = World()

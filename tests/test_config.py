@@ -42,12 +42,13 @@ def test_paths_are_taken_from_the_directory_of_the_file(file: Path) -> None:
     assert config.database == Path("/srv/spa.db")
 
 
-def test_the_marks_stand_beside_the_database_and_the_socket(file: Path) -> None:
-    """What must survive a reboot and what must not are in different places."""
+def test_the_marks_stand_beside_the_configuration(file: Path) -> None:
+    """Where only root may write; those places that the daemon's user may write have none."""
     file.write_text('database = "lasting/spa.db"\ncontrol = "passing/control.sock"\n')
     config = load_config(file)
-    assert config.gate_wanted == file.parent / "lasting" / "gate.wanted"
-    assert config.gate_pending == file.parent / "passing" / "gate.pending"
+    assert config.gate_wanted == file.parent / "gate.wanted"
+    assert config.gate_wanted_before == file.parent / "lasting" / "gate.wanted"
+    assert config.gate_pending == file.parent / "gate.pending"
     assert config.unrecorded == file.parent / "passing" / "unrecorded"
 
 
@@ -135,6 +136,8 @@ BAD = [
     ('freshness = "0s"', "freshness", "'0s' is not between 1s and 300s"),
     ('freshness = "1h"', "freshness", "'1h' is not between 1s and 300s"),
     ("freshness = 30", "freshness", "expected text, got a number"),
+    ("max_keys = 99", "max_keys", "expected"),
+    ("max_keys = 2000001", "max_keys", "expected"),
     ('mode = "Observe"', "mode", 'expected "enforce" or "observe"'),
     ("mode = true", "mode", "expected text, got true or false"),
     ('observe = "ssh"', "observe", "expected a list, got text"),

@@ -118,6 +118,7 @@ def test_a_grant_is_told_with_its_rule_and_how_long_and_why() -> None:
         "for 30s, at most 8h, sessions are cut",
         "why 30s: that is what the rule gives to who asks for none (at most 8h)",
         "at 2026-11-24T08:00:30Z the hole closes, and the sessions that came through it are cut",
+        'the client is told: "tcp/5432: connections are cut when it closes; hold it open"',
         "roles.dba (/etc/spa/policy.toml:7) should have been reviewed by 2026-02-01",
     ]
 
@@ -368,7 +369,8 @@ def test_the_client_is_told_what_explain_says_it_is(
     message = reply_to(roles, access, source, at(when))
     assert explained.reply == message
     assert len(message.encode()) <= MAX_MESSAGE
-    assert bool(message) is not explained.granted
+    rule = explained.decision.rule
+    assert bool(message) is (rule is None or rule.sessions is Sessions.CUT)
     if message:
         assert f'the client is told: "{message}"' in told(explained)
         nearest = explained.decision.near[:1]

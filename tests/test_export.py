@@ -107,6 +107,19 @@ def exported(form: Format, found: Iterator[Line]) -> str:
 # JSON lines
 
 
+@pytest.mark.parametrize("form", list(Format))
+def test_nothing_steers_the_terminal_that_an_export_is_shown_on(
+    record: sqlite3.Connection, form: Format
+) -> None:
+    """Marks that turn the direction of writing, and C1, which some terminals obey as escapes."""
+    evil = "a\u202eb\x9b31m\x1b[31m\U000e0041"
+    enter(record, [Record(Event.KNOCK_REFUSED, NOW_US, source="::1", reason=evil)])
+    text = exported(form, lines(record, Filter()))
+    assert all(c.isprintable() or c in "\r\n" for c in text)
+    if form is Format.JSONL:
+        assert evil in [json.loads(line).get("reason") for line in text.splitlines()]
+
+
 def test_jsonl_has_every_line_and_every_value(record: sqlite3.Connection) -> None:
     text = exported(Format.JSONL, lines(record, Filter()))
     got = [json.loads(line) for line in text.splitlines()]

@@ -547,6 +547,30 @@ class TestPrivacy:
         finally:
             shutil.rmtree(directory)
 
+    @pytest.mark.parametrize(
+        ("owner", "mode", "caller", "expected"),
+        [
+            (65534, 0o600, 0, "loaded"),
+            (65534, 0o640, 0, "open to other users"),
+            (65533, 0o600, 0, "belongs to another user; run: chown 65534"),
+            (65534, 0o644, 65533, "belongs to another user; run: chown 65533"),
+        ],
+    )
+    def test_root_may_use_what_belongs_to_the_service_it_operates_and_nobody_else_may(
+        self, owner: int, mode: int, caller: int, expected: str
+    ) -> None:
+        directory = Path(tempfile.mkdtemp())
+        directory.chmod(0o755)
+        try:
+            path = directory / "server.key"
+            serverkey.save(serverkey.generate(), path)
+            os.chown(path, owner, owner)
+            path.chmod(mode)
+            said = in_child(lambda: serverkey.load(path, service=65534) and "loaded", caller)
+            assert expected in said
+        finally:
+            shutil.rmtree(directory)
+
     def test_what_is_no_file(self, tmp_path: Path) -> None:
         assert "is a directory" in refusal(tmp_path)
         with pytest.raises(KeyFileError, match="is no file"):

@@ -174,7 +174,7 @@ def test_where_the_operator_wished_it_grants_wait_and_are_given(book: Book) -> N
 
 def test_what_cannot_be_noted_elsewhere_either_is_not_served(book: Book) -> None:
     """Else a daemon that is started meanwhile would hear it again."""
-    (book.path / "unrecorded.new").mkdir()
+    (book.path / "unrecorded").symlink_to("/dev/null")
     ledger = served(book)
     with pytest.raises(LedgerError, match="full"):
         ledger.commit(Batch([BURN], [GRANT], [], big()), NOW_US)
@@ -299,3 +299,10 @@ def test_asking(book: Book, wanted: Filter, count: int) -> None:
     ]
     book.ledger.note(records, NOW_US)
     assert len(ask(book.connection, wanted, limit=10)) == count
+
+
+def test_a_floor_for_what_an_older_copy_does_not_know_outlives_later_commits(book: Book) -> None:
+    book.ledger.lost_up_to(NOW_US + 30 * SECOND)
+    book.ledger.commit(Batch(records=[Record(Event.DAEMON_STARTED, NOW_US)]), NOW_US)
+    assert book.ledger.unrecorded_floor_us() == NOW_US + 30 * SECOND
+    assert book.open().unrecorded_floor_us() == NOW_US + 30 * SECOND

@@ -468,3 +468,27 @@ def test_a_flood_under_a_stolen_tag_does_not_fill_the_record(host: Host) -> None
     host.reception.flush_refusals(NOW_US)
     lines: list[dict[str, object]] = ask(host.book.connection, Filter(), limit=10)
     assert lines[-1]["detail"] == {"further": 499}
+
+
+def test_a_flood_under_a_tag_is_told_once_and_nothing_else_is(host: Host) -> None:
+    alice = host.person("alice", "ops")
+    told: list[tuple[bytes, str]] = []
+    host.reception.flooded = lambda tag, sender, _now_us: told.append((tag, sender.key_id))
+    tag = host.world.payload(alice, knock_at())[:8]
+    unknown = [datagram(bytes([n]) * 240) for n in range(100)]
+    good = [host.world.datagram(alice, knock_at(NOW_US + n)) for n in range(30)]
+    host.receive(*unknown, *good)
+    assert told == []
+    host.receive(*[datagram(tag + bytes([n]) * 232) for n in range(100)])
+    assert told == [(tag, alice.public.key_id)]
+
+
+def test_copies_of_a_knock_are_a_flood_too(host: Host) -> None:
+    alice = host.person("alice", "ops")
+    told: list[bytes] = []
+    host.reception.flooded = lambda tag, _sender, _now_us: told.append(tag)
+    one = host.world.datagram(alice, knock_at())
+    host.receive(*[one] * 11)
+    assert told == []
+    host.receive(one)
+    assert told == [one.payload[:8]]

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keys.console import Program
+from keys.console import ExitCode, Program
 from spa_server.audit.checkpoint import record_key
 from spa_server.audit.record import Event
 from spa_server.commands.report import report
@@ -242,7 +242,11 @@ def test_lines_that_make_no_sense_any_more_are_still_reported(host: Host) -> Non
 
 def test_without_the_servers_key_the_page_says_that_nothing_was_verified(host: Host) -> None:
     (host.path / "server.key").unlink()
-    assert "The record was not verified" in page(host)
+    file = host.path / "page.html"
+    result = run(host, "--html", str(file))
+    assert "The record was not verified" in file.read_text()
+    assert "was not verified" in result.stderr
+    assert result.exit_code == ExitCode.TROUBLE
 
 
 # The page

@@ -136,6 +136,20 @@ def test_the_stranger_makes_the_same_datagram(vector: Vector) -> None:
     assert client_of(vector).request(signed, nonce) == octets(vector, "datagram")
 
 
+@pytest.mark.parametrize("vector", [v for v in VECTORS["spares"] if "body" in v], ids=named)
+def test_the_stranger_makes_the_same_datagram_under_a_spare_tag(vector: Vector) -> None:
+    signed, nonce = octets(vector, "body")[:88], octets(vector, "nonce")
+    made = client_of(vector).request(signed, nonce, vector["number"])
+    assert made == octets(vector, "datagram")
+
+
+def test_the_stranger_sends_again_under_both_tags() -> None:
+    first, *further = stranger.tag_numbers(20)
+    assert first == (0,)
+    assert {usual for usual, _ in further} == {0}
+    assert len({spare for _, spare in further} & set(range(1, 64))) == 19
+
+
 @pytest.mark.parametrize("vector", VECTORS["replies"], ids=named)
 def test_the_stranger_opens_the_replies(vector: Vector) -> None:
     opened = client_of(vector).open_reply(

@@ -39,6 +39,7 @@ RECORD = Record(
     detail={"source_port": 40000},
 )
 WITHIN_S = 5.0
+JOURNALS = "/run/systemd/journal/dev-log"
 
 
 def until(is_true: Callable[[], bool]) -> None:
@@ -181,6 +182,25 @@ def server(tmp_path: Path) -> Iterator[socket.socket]:
 def output_to(path: Path, **settings: Any) -> Output:
     made = OutputSpec.parse(f"syslog:unix://{path}")
     return Output(made.name, made.make(), **settings)
+
+
+@pytest.mark.parametrize("text", ["journald", "syslog:udp://127.0.0.1:514", "syslog:unix:///s"])
+def test_an_output_is_what_the_same_words_name(text: str) -> None:
+    """Else each look at server.toml finds that it has changed."""
+    assert OutputSpec.parse(text) == OutputSpec.parse(text)
+
+
+def test_nothing_gets_a_line_twice() -> None:
+    """Not the same receiver that is named twice, nor the journal by its own syslog socket."""
+    texts = ["journald", "journald", "syslog:udp://127.0.0.1:514", "syslog:udp://127.0.0.1:514"]
+    specs = [*map(OutputSpec.parse, texts), OutputSpec.parse(f"syslog:unix://{JOURNALS}")]
+    outputs = Outputs(specs)
+    assert list(outputs.figures()) == ["journald", "syslog"]
+    assert len(outputs._outputs) == 2
+    outputs.close()
+    alone = Outputs([OutputSpec.parse(f"syslog:unix://{JOURNALS}")])
+    assert list(alone.figures()) == ["syslog"]
+    alone.close()
 
 
 def test_lines_arrive_in_order_with_their_numbers(server: socket.socket, tmp_path: Path) -> None:

@@ -101,7 +101,10 @@ def test_the_gate_comes_after_the_rules_that_flush_all_others() -> None:
 
 
 def test_the_gate_is_loaded_only_where_the_operator_wanted_it_and_then_whatever_is_wrong() -> None:
-    assert words(GATE, "Unit", "ConditionPathExists") == ["/var/lib/spa/gate.wanted"]
+    assert words(GATE, "Unit", "ConditionPathExists") == [
+        "|/etc/spa/gate.wanted",
+        "|/var/lib/spa/gate.wanted",  # 0.1.0's
+    ]
     start = " ".join(words(GATE, "Service", "ExecStart"))
     assert start == f"{PROGRAM} gate apply --closed-on-error"
     assert words(GATE, "Service", "Type") == ["oneshot"]
@@ -113,4 +116,6 @@ def test_the_daemon_comes_after_the_gate_and_comes_back() -> None:
     assert "spa-gate.service" in words(DAEMON, "Unit", "Wants")
     assert words(DAEMON, "Service", "Type") == ["notify"]
     assert words(DAEMON, "Service", "Restart") == ["always"]
+    assert words(DAEMON, "Unit", "StartLimitIntervalSec") == ["0"]
+    assert words(DAEMON, "Service", "ExecReload") == [PROGRAM, "reload"]
     assert words(DAEMON, "Service", "ExecStart") == [PROGRAM, "run"]

@@ -34,7 +34,7 @@ POLICY = parse_policy(
         "services": {"scraped": "tcp/9100", "ssh": "tcp/22"},
         "always_open": [
             {"services": ["ssh"], "from": ["10.9.0.0/24"]},
-            {"services": ["scraped"]},
+            {"services": ["scraped"], "from": "anywhere"},
         ],
     },
     Path("policy.toml"),

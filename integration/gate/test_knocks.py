@@ -3,7 +3,7 @@
 import socket
 import time
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import count, islice
 
 import pytest
@@ -24,12 +24,17 @@ from integration.gate import (
     knock,
     lease,
 )
-from integration.lab import Host, Reach
+from integration.lab import Address, Host, Reach
+from integration.wire import Injector, datagram
 from spa_protocol.access import Protocol
+from spa_protocol.carrier import UDP as UDP_CARRIER
+from spa_protocol.carrier import Carrier
 from spa_protocol.layout import DATAGRAM_SIZE, DEFAULT_PORT
 from spa_server.firewall.elements import TagLease
 from spa_server.firewall.kernel import AdmissionStopped, Gate
 from spa_server.firewall.plan import GatePlan
+
+FAR = "2001:db8:5:5::"
 
 
 @pytest.fixture
@@ -128,16 +133,33 @@ def test_a_stolen_tag_does_not_silence_its_owner(
     heard: Callable[[], list[bytes]],
     family: int,
 ) -> None:
-    target = address(server, family)
+    target, thief = address(server, family), ip_address("10.77.1.3" if family == 4 else FAR)
+    junk = [datagram(TAG.ljust(DATAGRAM_SIZE), thief, target)] * 500
+    injector = Injector(stranger, server)
     for _ in range(10):
-        knock(stranger, target, times=500)
+        injector.send(*junk)
         knock(client, target)
     source = slice(12, 16) if family == 4 else slice(8, 24)
     sources = [ip_address(packet[source]) for packet in heard()]
     assert sources.count(address(client, family)) == 10
-    from_thief = sources.count(address(stranger, family))
+    from_thief = sources.count(thief)
     assert 20 <= from_thief < 100
     assert gate.counters()["knocks_limited"].packets == 5000 - from_thief
+
+
+def test_all_addresses_of_an_ipv6_network_are_one_source(
+    gate: Gate, server: Host, client: Host, stranger: Host, heard: Callable[[], list[bytes]]
+) -> None:
+    """One host has a /64, and may send from each of its addresses."""
+    assert gate.is_loaded()
+    network = int(ip_address(FAR))
+    addresses = [IPv6Address(network + n) for n in range(500)]
+    payload = TAG.ljust(DATAGRAM_SIZE)
+    junk = [datagram(payload, source, server.v6) for source in addresses]
+    Injector(stranger, server).send(*junk)
+    assert 20 <= len(heard()) < 40
+    knock(client, server.v6)
+    assert len(heard()) == 1
 
 
 def test_who_fills_the_list_of_sources_silences_nobody(
@@ -160,6 +182,64 @@ def test_a_tag_has_a_cap_over_all_sources(
     assert len(heard()) in {5, 6}
     knock(client, server.v4, OTHER_TAG.ljust(DATAGRAM_SIZE), times=3)
     assert len(heard()) == 3
+
+
+def from_everywhere(tag: bytes, count: int, target: Address) -> list[bytes]:
+    """Knocks that a limit for each source does not touch."""
+    payload = tag.ljust(DATAGRAM_SIZE)
+    begin = int(IPv4Address("198.18.0.0"))
+    return [datagram(payload, IPv4Address(begin + n), target) for n in range(count)]
+
+
+@pytest.mark.parametrize("port", [DEFAULT_PORT, 53])
+def test_flooded_tags_share_a_lane_that_takes_nothing_from_others(
+    gate: Gate, server: Host, stranger: Host, heard: Callable[[], list[bytes]], port: int
+) -> None:
+    carriers = (UDP_CARRIER, Carrier.parse("udp:53"))
+    gate.apply(GatePlan(outer=(), flooded_rate_per_s=1, flooded_burst=5, carriers=carriers))
+    flooded = [number.to_bytes(8) for number in range(1, 21)]
+    gate.admit([TagLease(tag, MINUTE_MS) for tag in (*flooded, OTHER_TAG)])
+    for tag in flooded:
+        gate.hold_back(TagLease(tag, MINUTE_MS))
+    gate.hold_back(TagLease(flooded[0], MINUTE_MS))
+    injector = Injector(stranger, server)
+    for tag in flooded:
+        injector.send(*from_everywhere(tag, 10, server.v4))
+    assert len(heard()) in {5, 6, 7}
+    payload = OTHER_TAG.ljust(DATAGRAM_SIZE)
+    for number in range(50):
+        source = IPv4Address("198.18.9.0") + number
+        injector.send(datagram(payload, source, server.v4, port=port))
+    assert len(heard()) == 50
+    gate.hold_back(TagLease(OTHER_TAG, 1))
+    time.sleep(0.05)
+    injector.send(*from_everywhere(OTHER_TAG, 20, server.v4))
+    assert len(heard()) == 20
+
+
+def test_all_that_is_heard_has_a_cap(
+    gate: Gate, server: Host, stranger: Host, heard: Callable[[], list[bytes]]
+) -> None:
+    gate.apply(GatePlan(outer=(), total_rate_per_s=1, total_burst=5))
+    gate.admit([TagLease(OTHER_TAG, MINUTE_MS)])
+    injector = Injector(stranger, server)
+    for tag in (TAG, OTHER_TAG):
+        injector.send(*from_everywhere(tag, 50, server.v4))
+    assert len(heard()) in {5, 6, 7}
+    assert gate.counters()["knocks_limited"].packets >= 93
+
+
+def test_how_many_tags_fit_can_be_changed_in_place(
+    gate: Gate, server: Host, client: Host, heard: Callable[[], list[bytes]]
+) -> None:
+    gate.apply(GatePlan(outer=(), tags=2_000_000))
+    numbers = count(1)
+    tags = (TagLease(number.to_bytes(8), MINUTE_MS) for number in numbers)
+    assert gate.admit(islice(tags, 1_100_000)) == 1_100_000
+    knock(client, server.v4)
+    assert len(heard()) == 1
+    with pytest.raises(AdmissionStopped, match="full"):
+        gate.admit(islice(tags, 1_000_000))
 
 
 def test_half_a_million_tags_are_admitted_and_one_too_many_is_an_error(gate: Gate) -> None:

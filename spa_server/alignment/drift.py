@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Final
 
 from keys.registry import Registry
+from keys.trouble import Trouble
 from spa_server import clock
 from spa_server.alignment import memory
 from spa_server.alignment.bypass import check_bypass
@@ -22,6 +23,7 @@ from spa_server.alignment.people import (
     check_people,
     check_reviews,
     check_roles,
+    check_room,
     check_schedules,
     people_in,
 )
@@ -95,7 +97,7 @@ def judge(config: Config, policy: Policy, facts: Facts) -> list[Finding]:
     found = [
         *_about_the_gate(config, policy, facts),
         *check_machine(config),
-        *_about_the_policy(policy, facts),
+        *_about_the_policy(config, policy, facts),
         *_about_the_host(policy, facts),
         *_unread(facts),
     ]
@@ -115,9 +117,10 @@ def _about_the_gate(config: Config, policy: Policy, facts: Facts) -> Iterator[Fi
     yield from check_cut(policy, facts.own_ports)
 
 
-def _about_the_policy(policy: Policy, facts: Facts) -> Iterator[Finding]:
+def _about_the_policy(config: Config, policy: Policy, facts: Facts) -> Iterator[Finding]:
     if facts.people is not None:
         yield from check_people(policy, facts.people)
+        yield from check_room(facts.people, config.max_keys)
         yield from check_roles(policy, facts.people)
     yield from check_reviews(policy, facts.now_us)
     yield from check_expiry(policy, facts.now_us)
@@ -170,5 +173,5 @@ def remember(config: Config, policy: Policy, facts: Facts, accepted: Iterable[st
     owners = owners_now(facts.listening, Openings(policy))
     kept = Memory(memory.learn(facts.memory.owners, owners, accepted), _unused(facts))
     if kept != facts.memory:
-        with suppress(OSError):
+        with suppress(OSError, Trouble):
             memory.save(memory.place(config), kept)

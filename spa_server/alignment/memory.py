@@ -12,7 +12,8 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from keys.privatefile import adopt_owner, new_file
+from keys.owner import as_owner
+from keys.privatefile import new_file
 from spa_server.config import Config
 
 _NAME: Final = "alignment.json"
@@ -105,7 +106,8 @@ def place(config: Config) -> Path:
 def load(path: Path) -> Memory:
     """What was kept; nothing where no file is. Raises OSError and ValueError."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with as_owner(path):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return Memory()
     with os.fdopen(descriptor, "rb") as file:
@@ -128,4 +130,3 @@ def save(path: Path, memory: Memory) -> None:
     content = msgspec.json.encode(_File(owners, dict(memory.unused_since_us)))
     with new_file(path, overwrite=True) as unnamed:
         unnamed.write_bytes(content)
-        adopt_owner(unnamed)

@@ -13,6 +13,7 @@ from spa_server.alignment.finding import Finding
 from spa_server.policy.model import Allow, Policy
 from spa_server.policy.schedule import Schedule
 
+NEARLY_FULL_PERCENT: Final = 80
 SSH: Final = Access(Protocol.TCP, 22, 22)
 _DAY_US: Final = 86_400_000_000
 _SOON_US: Final = 14 * _DAY_US
@@ -22,12 +23,14 @@ _SOON_US: Final = 14 * _DAY_US
 class People:
     """Who is enrolled: the identities with a key that works now, and every identity's roles.
 
-    `broken` are the rows that cannot be used, as far as somebody looked for them.
+    `broken` are the rows that cannot be used, as far as somebody looked for them. `heard` is how
+    many keys and invites are heard.
     """
 
     active: frozenset[str]
     roles: Mapping[str, frozenset[str]]
     broken: tuple[Broken, ...] = ()
+    heard: int = 0
 
 
 def people_in(registry: Registry, now_us: int, *, broken_too: bool = True) -> People:
@@ -40,6 +43,7 @@ def people_in(registry: Registry, now_us: int, *, broken_too: bool = True) -> Pe
         active=frozenset(key.identity for key in keys if key.is_active(now_us)),
         roles=registry.identities(),
         broken=tuple(registry.broken()) if broken_too else (),
+        heard=registry.heard(now_us),
     )
 
 
@@ -66,6 +70,17 @@ def check_people(policy: Policy, people: People) -> Iterator[Finding]:
             broken.key_id,
             f"the {broken.table} {broken.key_id} cannot be used: {broken.what}",
             "revoke it and enrol the key anew",
+        )
+
+
+def check_room(people: People, max_keys: int) -> Iterator[Finding]:
+    """Whether soon nobody more can be enrolled."""
+    if people.heard * 100 >= max_keys * NEARLY_FULL_PERCENT:
+        yield Finding(
+            "registry-nearly-full",
+            "registry",
+            f"{people.heard} keys and invites are heard, of {max_keys} that this host can hear",
+            "revoke what is not used, or set a larger max_keys in server.toml and restart",
         )
 
 

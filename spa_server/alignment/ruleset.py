@@ -7,7 +7,6 @@ Targets of iptables have no more than their name in JSON; nft translates them in
 only. Rules with such a target are kept with their line of that as well.
 """
 
-import os
 import re
 import subprocess
 from collections import defaultdict
@@ -19,6 +18,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from keys.text import printable
+from spa_server.firewall import programs
 from spa_server.firewall.kernel import FirewallError
 
 TableName: TypeAlias = tuple[str, str]
@@ -192,10 +192,10 @@ def _nft(*arguments: str) -> str:
     """What nft prints. Raises FirewallError."""
     try:
         done = subprocess.run(
-            ["nft", *arguments],
+            [programs.find("nft"), *arguments],
             capture_output=True,
             text=True,
-            env={**os.environ, "LC_ALL": "C"},
+            env=programs.ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             timeout=_NFT_WITHIN_S,
             check=False,

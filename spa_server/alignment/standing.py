@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from keys.tomlfile import FileProblem
 from spa_protocol.access import Access, Protocol
+from spa_server import marks
 from spa_server.alignment.finding import Finding
 from spa_server.alignment.listing import first_difference
 from spa_server.config import Config, load_config
@@ -18,7 +19,9 @@ class Daemon:
     """Whether a daemon runs, and whether server.toml is as it has read it (None: nobody knows).
 
     `doubt` is what it could not do to the gate, `no_backstop` why there is none by intent,
-    `backstop_trouble` why there is none that should be.
+    `backstop_trouble` why there is none that should be. `unanswered` says why the carriers of
+    server.toml could not all be answered, `hindered` why answers do not leave as they should now;
+    empty where they do.
     """
 
     is_running: bool
@@ -26,6 +29,8 @@ class Daemon:
     doubt: str | None = None
     no_backstop: str | None = None
     backstop_trouble: str | None = None
+    unanswered: str = ""
+    hindered: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,7 @@ def check_gate(config: Config, *, is_loaded: bool) -> Iterator[Finding]:
             "the gate is not loaded: every port is as open as it was before",
             "spa-server gate apply --confirm-within 60s",
         )
-    elif config.gate_pending.exists() or not config.gate_wanted.exists():
+    elif marks.is_on_trial(config) or not marks.is_wanted(config):
         yield Finding(
             "gate-not-confirmed",
             "gate",
@@ -84,6 +89,20 @@ def check_daemon(daemon: Daemon, *, is_loaded: bool) -> Iterator[Finding]:
             "daemon",
             "the gate is loaded and no daemon runs: nobody who knocks is heard",
             "systemctl start spa-server",
+        )
+    if daemon.unanswered:
+        yield Finding(
+            "carrier-unanswered",
+            "carriers",
+            daemon.unanswered,
+            "then: spa-server gate apply --confirm-within 60s",
+        )
+    elif daemon.hindered:
+        yield Finding(
+            "answers-hindered",
+            "daemon",
+            daemon.hindered,
+            "see who has the port: ss -ulpn; the daemon takes it when it is free",
         )
 
 

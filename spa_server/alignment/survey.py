@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from keys import tomlfile
+from keys.owner import as_owner
 from keys.trouble import Trouble
 from spa_server import clock
 from spa_server.alignment import memory
@@ -151,9 +152,14 @@ def _listening(config: Config, reading: _Reading) -> Listening | None:
     return Listening(tuple(listeners), processes, own_ports(), config.knock_port)
 
 
+def _kept(path: Path) -> str | None:
+    with as_owner(path):
+        return tomlfile.read_text(path)
+
+
 def _policy_texts(config: Config, reading: _Reading) -> PolicyTexts:
     in_force = config.database.parent / _IN_FORCE
     return PolicyTexts(
         on_disk=reading.of("policy.toml", lambda: tomlfile.read_text(config.policy)),
-        in_force=reading.of(_IN_FORCE, lambda: tomlfile.read_text(in_force)),
+        in_force=reading.of(_IN_FORCE, lambda: _kept(in_force)),
     )

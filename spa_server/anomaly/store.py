@@ -6,7 +6,6 @@ under another name, and a new one begun.
 
 import sqlite3
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -90,6 +89,5 @@ class Store:
     def close(self) -> None:
         """Lets go of the file."""
         if self._connection is not None:
-            with suppress(sqlite3.Error):
-                self._connection.close()
+            schema.close(self._connection)
         self._connection = None

@@ -22,6 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from keys.owner import as_owner
+from keys.privatefile import new_file
+from keys.trouble import Trouble
 from keys.when import rfc3339
 from spa_server.audit.record import Event, Record
 from spa_server.grants import Grant
@@ -59,6 +62,21 @@ def to_stderr(text: str) -> None:
         print(f"spa-server: {text}", file=sys.stderr, flush=True)
 
 
+def read_note(path: Path) -> int:
+    """The stamp in such a note; 0 where there is none."""
+    try:
+        with as_owner(path):
+            return int(path.read_bytes())
+    except (OSError, ValueError, Trouble):
+        return 0
+
+
+def leave_note(path: Path, latest_us: int) -> None:
+    """Writes one, whole or not at all. Raises OSError and Trouble."""
+    with new_file(path, overwrite=True) as unnamed:
+        unnamed.write_bytes(b"%d\n" % latest_us)
+
+
 class Backlog:
     """`note` is a file on another file system; `say` tells the operator, once a fault.
 
@@ -87,10 +105,12 @@ class Backlog:
 
     def floor_us(self) -> int:
         """The latest stamp of a request that was heard but is not recorded; 0 for none."""
-        try:
-            return int(self._note.read_text(encoding="ascii"))
-        except (OSError, ValueError):
-            return 0
+        return read_note(self._note)
+
+    def raise_floor(self, latest_us: int) -> None:
+        """Nothing up to this stamp is known to be unheard: no later commit makes up for that."""
+        self._inherited_us = max(self._inherited_us, latest_us)
+        self._write_note()
 
     def keep(self, batch: Batch, why: str, now_us: int, *, is_full: bool) -> bool:
         """Lets a batch wait; whether its grants may be acted upon. If not they are forgotten."""
@@ -146,7 +166,8 @@ class Backlog:
             self._say(f"the record is written again; {self._count} had waited")
         self._waiting, self._lost, self._since_us, self._why = Batch(), 0, None, ""
         if not self._inherited_us:
-            self._note.unlink(missing_ok=True)
+            with as_owner(self._note):
+                self._note.unlink(missing_ok=True)
 
     def close(self) -> None:
         """The daemon ends: what waits is lost."""
@@ -160,10 +181,8 @@ class Backlog:
     def _write_note(self) -> bool:
         """Whole or not at all, since a daemon that is killed may leave it in any state."""
         latest_us = max(self._inherited_us, *(b.sent_at_us for b in self._waiting.burned), 0)
-        unnamed = self._note.with_name(f"{self._note.name}.new")
         try:
-            unnamed.write_text(f"{latest_us}\n", encoding="ascii")
-            unnamed.replace(self._note)
-        except OSError:
+            leave_note(self._note, latest_us)
+        except (OSError, Trouble):
             return False
         return True

@@ -21,6 +21,7 @@ import sqlite_utils
 from sqlite_utils.migrations import Migrations
 
 from keys import schema
+from keys.owner import as_owner
 from keys.trouble import Trouble
 from spa_server.audit import aside, chain, sidefile
 from spa_server.audit.folding import Counted, Folding, Kind, Level, Line
@@ -222,7 +223,7 @@ class Denials:
         self._disconnect()
         self.is_paused = True
         for suffix in aside.SUFFIXES:
-            with suppress(OSError):
+            with suppress(OSError), as_owner(self._path):
                 Path(f"{self._path}{suffix}").unlink(missing_ok=True)
         return max(lines, 1)
 
@@ -233,8 +234,7 @@ class Denials:
 
     def _disconnect(self) -> None:
         if self._connection is not None:
-            with suppress(sqlite3.Error):
-                self._connection.close()
+            schema.close(self._connection)
         self._connection = None
 
 

@@ -11,6 +11,7 @@ daemon goes on writing meanwhile. What is written after the export began is left
 import csv
 import heapq
 import io
+import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -130,7 +131,17 @@ def _jsonl(found: Iterable[Line]) -> Iterator[str]:
         kept["detail"] = _object(line["detail"])
         if "digest" in kept:
             kept["digest"] = bytes(kept["digest"]).hex()
-        yield encode(kept).decode() + "\n"
+        yield _escaped(encode(kept).decode()) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """JSON of the same meaning, without what could steer a terminal or mislead its reader.
+
+    Outside of its strings JSON has none.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def _object(detail: str) -> msgspec.Raw | str:
@@ -172,7 +183,7 @@ def _ocsf(found: Iterable[Line]) -> Iterator[str]:
     for line in found:
         event = ocsf.event_of(line)
         if event is not None:
-            yield encode(event).decode() + "\n"
+            yield _escaped(encode(event).decode()) + "\n"
 
 
 _WRITERS: Final[dict[Format, Callable[[Iterable[Line]], Iterator[str]]]] = {

@@ -204,6 +204,13 @@ class Ledger:
         """
         return self._backlog.floor_us()
 
+    def lost_up_to(self, latest_us: int) -> None:
+        """What was burned up to this stamp is not in the ledger, which is an older copy of itself.
+
+        So nothing up to it is heard, by this run or by another before the next reboot.
+        """
+        self._backlog.raise_floor(latest_us)
+
     @contextmanager
     def _flushing(self, flushed: bool) -> Iterator[None]:
         if not flushed:

@@ -5,8 +5,9 @@ full it is dropped and counted. A receiver that is gone is tried again, and gets
 record itself is what counts; this is a copy of it for other programs.
 """
 
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Final, Protocol
@@ -14,6 +15,7 @@ from typing import Final, Protocol
 from spa_server.audit import journal, syslog
 from spa_server.audit.record import Event, Record
 
+_JOURNALS: Final = "/run/systemd/journal/"
 MAX_WAITING: Final = 10_000
 TELL_EVERY_US: Final = 60_000_000
 _FIRST_PAUSE_S: Final = 0.1
@@ -36,24 +38,33 @@ class Sender(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """An output as the configuration names it."""
+    """An output as the configuration names it. Where `address` is None it is the journal."""
 
     name: str
-    make: Callable[[], Sender]
+    address: syslog.SyslogAddress | None = None
+
+    def make(self) -> Sender:
+        """What sends to it."""
+        return journal.Journal() if self.address is None else syslog.Syslog(self.address)
+
+    @property
+    def is_the_journals(self) -> bool:
+        """Whether it is a socket at which journald listens, as /dev/log is on most hosts."""
+        target = None if self.address is None else self.address.target
+        return isinstance(target, str) and os.path.realpath(target).startswith(_JOURNALS)
 
     @classmethod
     def parse(cls, text: str) -> "OutputSpec":
         """`journald`, `syslog:udp://ADDRESS:PORT` or `syslog:unix://PATH`. Raises ValueError."""
         if text == "journald":
-            return cls("journald", journal.Journal)
+            return cls("journald")
         kind, _, where = text.partition(":")
         if kind != "syslog":
             raise ValueError(
                 f'{text!r} is no output; expected "journald", "syslog:udp://127.0.0.1:514" or'
                 ' "syslog:unix:///dev/log"'
             )
-        address = syslog.parse_address(where)
-        return cls("syslog", lambda: syslog.Syslog(address))
+        return cls("syslog", syslog.parse_address(where))
 
 
 class Output:
@@ -136,11 +147,19 @@ def _tells_of_loss(record: Record) -> bool:
     return record.event is Event.RECORDS_LOST and record.detail.get("of") in {"journald", "syslog"}
 
 
+def _distinct(specs: Sequence[OutputSpec]) -> Iterator[OutputSpec]:
+    """Each receiver once: the journal need not be sent by syslog what it gets with all fields."""
+    to_journal = any(spec.address is None for spec in specs)
+    for spec in dict.fromkeys(specs):
+        if not (to_journal and spec.is_the_journals):
+            yield spec
+
+
 class Outputs:
     """All outputs of a daemon. Nothing here waits or raises, but for `close`."""
 
     def __init__(self, specs: Sequence[OutputSpec]) -> None:
-        self._outputs = [Output(spec.name, spec.make()) for spec in specs]
+        self._outputs = [Output(spec.name, spec.make()) for spec in _distinct(specs)]
         self._told = [0] * len(self._outputs)
         self._told_at_us = 0
 

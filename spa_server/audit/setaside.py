@@ -6,20 +6,19 @@ then everything stamped before this moment counts as replayed, since what was bu
 any more. The registry can be read out of the damaged file as far as that goes.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
 
 from keys import schema
-from keys.privatefile import adopt_owner
 from keys.registry import Registry
 from spa_server import clock
 from spa_server.audit import aside
-from spa_server.audit.backlog import Batch
+from spa_server.audit.backlog import Batch, leave_note, read_note
 from spa_server.audit.ledger import Ledger
 from spa_server.audit.record import Event, Record
 from spa_server.audit.upkeep import note_in
@@ -54,7 +53,7 @@ def set_aside(config: Config, now_us: int, why: str) -> Path:
     """
     leave_floor(config.unrecorded, now_us + round(config.freshness_s * 1_000_000))
     noted = note_in(config.control.parent)
-    if noted.exists():
+    if os.path.lexists(noted):
         aside.move(noted, now_us)
     damaged = aside.move(config.database, now_us)
     with closing(schema.connect(config.database)) as connection:
@@ -68,11 +67,8 @@ def set_aside(config: Config, now_us: int, why: str) -> Path:
 
 def leave_floor(unrecorded: Path, latest_us: int) -> None:
     """Notes that nothing stamped up to a time is to be accepted (ledger.py). Raises OSError."""
-    with suppress(OSError, ValueError):
-        latest_us = max(latest_us, int(unrecorded.read_text(encoding="ascii")))
     unrecorded.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    unrecorded.write_text(f"{latest_us}\n", encoding="ascii")
-    adopt_owner(unrecorded)
+    leave_note(unrecorded, max(latest_us, read_note(unrecorded)))
 
 
 def save_registry(damaged: Path, path: Path) -> list[Saved]:
@@ -141,7 +137,6 @@ def _rows(old: sqlite3.Connection, table: str, names: str) -> Iterator[tuple[Any
 
 
 def _read_only(path: Path) -> sqlite3.Connection:
-    uri = f"file:{quote(str(path.absolute()))}?mode=ro"
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None)
+    connection = schema.open_file(path, "ro")
     connection.text_factory = lambda value: value.decode(errors="replace")
     return connection

@@ -12,6 +12,7 @@ import sqlite_utils
 from sqlite_utils.migrations import Migrations
 
 from keys import schema
+from keys.owner import as_owner
 from spa_server.audit import aside
 
 _BUSY_MS: Final = 50
@@ -61,7 +62,9 @@ def make_whole(path: Path, migrations: Migrations) -> None:
     Raises what `connect` raises.
     """
     new = path.with_name(f".{path.name}.new")
-    new.unlink(missing_ok=True)
+    with as_owner(new):
+        new.unlink(missing_ok=True)
     with closing(schema.connect(new)) as connection:
         migrations.apply(sqlite_utils.Database(connection, execute_plugins=False))
-    new.rename(path)
+    with as_owner(new):
+        new.rename(path)

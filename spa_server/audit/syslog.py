@@ -38,7 +38,7 @@ class SyslogAddress:
 def parse_address(text: str) -> SyslogAddress:
     """`udp://127.0.0.1:514` or `unix:///dev/log`. Raises ValueError."""
     kind, _, where = text.partition("://")
-    if kind == "unix" and Path(where).is_absolute():
+    if kind == "unix" and Path(where).is_absolute() and "\0" not in where:
         return SyslogAddress(socket.AF_UNIX, where)
     if kind == "udp":
         listen = ListenAddress.parse(where, beyond_loopback=True)

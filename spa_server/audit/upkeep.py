@@ -12,6 +12,9 @@ from typing import Final
 
 import msgspec
 
+from keys.owner import as_owner
+from keys.privatefile import new_file
+from keys.trouble import Trouble
 from keys.when import rfc3339
 from spa_server.audit import retention
 from spa_server.audit.checkpoint import Checkpoint, RecordKey
@@ -86,6 +89,11 @@ class Upkeep:
                 reason = f"the record was changed: line {last.event_id} is not what was signed"
                 return 0, Record(Event.RECORDS_LOST, 0, reason=reason)
         return last.event_id, None
+
+    @property
+    def is_record_short(self) -> bool:
+        """Whether the record is not what was signed: cut off, changed, or an older copy."""
+        return self._tampered is not None
 
     def start(self, now_us: int) -> None:
         """At the daemon's start, once it is in the record: signs, and lays the reserve."""
@@ -229,15 +237,15 @@ def note_in(runtime: Path) -> Path:
 
 def write_note(path: Path, checkpoint: Checkpoint) -> None:
     """Leaves the checkpoint in a file, whole or not at all; where it cannot, an older one stays."""
-    new = path.with_name(f".{path.name}.new")
-    with suppress(OSError):
-        new.write_text(f"{checkpoint}\n", encoding="ascii")
-        new.replace(path)
+    with suppress(OSError, Trouble), new_file(path, overwrite=True) as unnamed:
+        unnamed.write_bytes(f"{checkpoint}\n".encode())
 
 
 def read_note(path: Path) -> Checkpoint | None:
     """The checkpoint in such a file, None where there is none."""
     try:
-        return Checkpoint.parse(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):
+        with as_owner(path):
+            content = path.read_bytes()
+        return Checkpoint.parse(content.decode("ascii"))
+    except (OSError, ValueError, Trouble):
         return None

@@ -6,10 +6,9 @@ from typing import Any
 
 import click
 
-from keys import serverkey
 from keys.console import say
 from keys.when import rfc3339
-from spa_server import clock
+from spa_server import clock, hostkey
 from spa_server.commands.common import PATH, json_option, open_registry
 from spa_server.config import load_config
 
@@ -39,7 +38,7 @@ def inspect(path: Path | None, file: Path, as_json: bool) -> None:
     terms = Terms(load_policy(config.policy), config.shared_sources, addressing)
     admission = Admission()
     with open_registry(config) as registry:
-        directory = Directory(registry, serverkey.load(config.key), admission)
+        directory = Directory(registry, hostkey.load(config), admission)
         directory.load(clock.now_us())
         datagrams = read_capture(file, config.knock_port, config.carriers)
         found = inspection.inspect(datagrams, directory, admission, terms, config.freshness_s)

@@ -1,17 +1,16 @@
 """`spa-server audit export`: the record for other programs."""
 
 import io
-import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import click
 
-from keys import schema
-from keys.console import note
+from keys import privatefile, schema
+from keys.console import Trouble, note
 from spa_server.commands.common import PATH, explained
 from spa_server.commands.filters import MOMENT, filter_options, wanted
 from spa_server.config import load_config
@@ -88,13 +87,11 @@ def _output(out: Path | None) -> Iterator[IO[Any]]:
             sys.stdout.reconfigure(encoding="utf-8")
         yield sys.stdout
         return
-    beginning = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        descriptor = os.open(beginning, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w", encoding="utf-8", newline="") as file:  # noqa: PTH123 - a descriptor
+        with (
+            privatefile.new_file(out, overwrite=True) as unnamed,
+            unnamed.open("w", encoding="utf-8", newline="") as file,
+        ):
             yield file
-        beginning.replace(out)
-    except BaseException:
-        with suppress(OSError):
-            beginning.unlink()
-        raise
+    except privatefile.NotRegular as other:
+        raise Trouble(str(other), "choose another name; or leave --out out, for stdout") from None

@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 
 from keys.console import ExitCode, Trouble, note, printable
-from spa_server import clock, control
-from spa_server.commands.common import PROGRAM, ask, explained
-from spa_server.config import Config, load_config
+from spa_server import clock
+from spa_server.commands.common import PROGRAM, explained, must_not_run
+from spa_server.config import load_config
 
 
 @click.command("set-aside")
@@ -26,7 +26,7 @@ def set_aside(path: Path | None, keep_registry: bool, yes: bool) -> None:
     from spa_server.audit import setaside
 
     config = load_config(path)
-    _must_not_run(config)
+    must_not_run(config)
     if not config.database.exists():
         raise Trouble(f"there is no database at {config.database}", exit_code=ExitCode.REFUSED)
     wrong = setaside.what_is_wrong(config.database)
@@ -41,13 +41,3 @@ def set_aside(path: Path | None, keep_registry: bool, yes: bool) -> None:
             whole = "" if saved.is_whole else "; not all of it could be read"
             note(f"{saved.table}: {saved.rows} kept{whole}")
     note(f"A new database is in its place. Now: spa-keys list; {PROGRAM} check")
-
-
-def _must_not_run(config: Config) -> None:
-    try:
-        ask(config, do="status")
-    except control.NoDaemon:
-        return
-    except Trouble:
-        pass
-    raise Trouble("the daemon runs, and holds the database open", "stop it first")

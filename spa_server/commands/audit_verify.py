@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from keys import schema, serverkey
+from keys import schema
 from keys.console import ExitCode, Parsed, Trouble, print_json, say
+from keys.readfile import read_file
 from keys.when import rfc3339
+from spa_server import hostkey
 from spa_server.commands.common import PATH, ask, explained, json_option
 from spa_server.config import Config, load_config
 
@@ -83,7 +85,7 @@ def _own_signer(config: Config) -> "Signer":
     from spa_server.audit.checkpoint import record_key
 
     try:
-        return record_key(serverkey.load(config.key).secret).signer
+        return record_key(hostkey.load(config).secret).signer
     except Trouble as trouble:
         raise Trouble(trouble.message, "run this as root, or name the key: --key") from None
 
@@ -121,7 +123,7 @@ def _read_kept(path: Path | None) -> Iterator["Checkpoint"]:
     if path is None:
         return
     try:
-        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+        lines = read_file(path).decode("ascii", errors="replace").splitlines()
     except OSError as error:
         raise Trouble(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
     for number, line in enumerate(lines, start=1):

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from keys import serverkey
 from keys.console import ExitCode, Parsed, print_json, say
 from spa_protocol.access import Access
-from spa_server import clock, control
+from spa_server import clock, control, hostkey, unit
 from spa_server.commands.common import ACCESS, ask, explained, json_option, open_registry
 from spa_server.config import Config, load_config
 
@@ -76,7 +75,7 @@ def check(
 
     config = load_config(path)
     policy = load_policy(config.policy)
-    serverkey.load(config.key)
+    hostkey.load(config)
     with open_registry(config) as registry:
         people = people_in(registry, clock.now_us())
     with explained():
@@ -97,16 +96,19 @@ def _daemon(config: Config) -> "Daemon":
     """How the daemon is. Raises Trouble where it may not be asked."""
     from spa_server.alignment.standing import Daemon
 
+    unanswered = unit.why_not_raw(config.carriers)
     try:
         status = ask(config, do="status")
     except control.NoDaemon:
-        return Daemon(is_running=False)
+        return Daemon(is_running=False, unanswered=unanswered)
     return Daemon(
         is_running=True,
         config_is_current=status.get("config_is_current"),
         doubt=status.get("gate_in_doubt"),
         no_backstop=status.get("backstop_absence"),
         backstop_trouble=status.get("backstop_trouble"),
+        unanswered=unanswered,
+        hindered=str(status.get("hindered", "")),
     )
 
 

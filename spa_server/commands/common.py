@@ -1,5 +1,6 @@
 """What the commands of `spa-server` have in common."""
 
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,7 +53,14 @@ def explained(path: Path | None = None) -> Iterator[None]:
         hint = error.hint.replace("--database", "`database` in server.toml")
         if isinstance(error, schema.Damaged):
             is_it = f"{hint}; if this is it, " if hint.startswith("set ") else ""
-            hint = f"put a backup in its place, or: {PROGRAM} audit set-aside --keep-registry"
+            hint = f"restore a backup: {PROGRAM} restore FILE"
+            hint = f"{hint}; or: {PROGRAM} audit set-aside --keep-registry"
+            if not is_it and path is not None and Path(f"{path}-wal").exists():
+                # Whoever copied another database to this place left the log of the one before.
+                log = f"{shlex.quote(str(path))}-wal"
+                hint = (
+                    f"if it was copied to this place, its log is another's: rm {log}; else {hint}"
+                )
             hint = is_it + hint
         raise Trouble(error.message, hint, exit_code=error.exit_code) from error
     except LedgerError as error:
@@ -75,6 +83,18 @@ def _of_the_ledger(error: "LedgerError", path: Path | None) -> Trouble:
 def ask(config: Config, **request: Any) -> dict[str, Any]:
     """The daemon's answer to `request`. Raises Trouble."""
     return control.ask(config.control, request)
+
+
+def must_not_run(config: Config) -> None:
+    """Raises Trouble while a daemon holds the database open."""
+    try:
+        ask(config, do="status")
+    except control.NoDaemon:
+        return
+    except Trouble:
+        pass
+    what = "the daemon runs, and holds the database open"
+    raise Trouble(what, "stop it first: systemctl stop spa-server")
 
 
 @contextmanager

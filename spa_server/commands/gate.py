@@ -62,7 +62,8 @@ def gate_apply(path: Path | None, confirm_within: float | None, closed_on_error:
     undone by itself.
 
     With 'mode = "observe"' in server.toml nothing is denied: what would be is let in and recorded.
-    To go from there to 'enforce', and back, change the file and run this again.
+    To go from there to 'enforce', and back, change the file and run this again. 'carriers' are
+    taken from the file then as well.
     """
     from spa_server import sessions, trial
     from spa_server.firewall import accounting
@@ -74,7 +75,7 @@ def gate_apply(path: Path | None, confirm_within: float | None, closed_on_error:
         gatehouse = Gatehouse(config, kernel)
         kept = sessions.adopt_established()
         if confirm_within is not None:
-            trial.begin(config, path, kernel, confirm_within)
+            trial.begin(config, kernel, confirm_within)
         try:
             # A daemon that runs would undo what it did not do itself.
             ask(config, do="reload", gate=True)
@@ -96,6 +97,8 @@ def gate_apply(path: Path | None, confirm_within: float | None, closed_on_error:
 
 def _read(path: Path | None, *, closed_on_error: bool) -> tuple[Config, "Policy", Trouble | None]:
     """What the gate is made from, and what was wrong with it. Raises Trouble, or closes more."""
+    from keys.tomlfile import FileProblem
+    from spa_server import unit
     from spa_server.gatehouse import plan_observed
     from spa_server.policy.load import load_policy
     from spa_server.policy.model import Policy
@@ -104,6 +107,8 @@ def _read(path: Path | None, *, closed_on_error: bool) -> tuple[Config, "Policy"
     try:
         policy = load_policy(config.policy)
         plan_observed(config, policy)
+        if not closed_on_error and (why := unit.why_not_raw(config.carriers)):
+            raise FileProblem(config.path, "carriers", why)
     except Trouble as trouble:
         if not closed_on_error:
             raise
@@ -129,12 +134,13 @@ def _keep(config: Config, gatehouse: Any) -> None:
 @click.pass_obj
 def gate_confirm(path: Path | None) -> None:
     """Keeps a gate that was applied with --confirm-within."""
+    from spa_server import marks
     from spa_server.firewall.kernel import Gate
     from spa_server.gatehouse import Gatehouse
 
     config = load_config(path)
     with explained(), Gate() as kernel:
-        if not config.gate_pending.exists():
+        if not marks.is_on_trial(config):
             raise Trouble(
                 "no gate waits to be confirmed",
                 f"see: {PROGRAM} gate show",

@@ -87,7 +87,7 @@ def status(path: Path | None, as_json: bool) -> None:
         print_json(answer)
         return
     for name, value in answer.items():
-        text = ", ".join(value) if isinstance(value, list) else value
+        text = ", ".join(map(str, value)) if isinstance(value, list) else value
         say(f"{name.replace('_', ' '):<17}  {text}".rstrip())
     observing(everything=answer["mode"] == "observe", accesses=answer["observed"])
 

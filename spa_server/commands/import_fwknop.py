@@ -134,6 +134,8 @@ def _write(path: Path, text: str, *, force: bool) -> None:
         with privatefile.new_file(path, overwrite=force) as unnamed:
             unnamed.write_text(text, encoding="utf-8")
             unnamed.chmod(0o644)
+    except privatefile.NotRegular as other:
+        raise Trouble(str(other), "choose another name") from None
     except FileExistsError:
         raise Trouble(f"{path} exists already", "choose another name, or give --force") from None
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from keys.console import ExitCode, Parsed, Trouble, note, print_json, say
+from keys.readfile import read_file
 from keys.when import parse_duration
 from spa_server import clock
 from spa_server.commands.common import PATH, explained, json_option, open_registry
@@ -162,7 +163,7 @@ def _edit(config: Config, record: "Record", evidence: "Evidence", file: Path) ->
         hint = "wait, or judge by a shorter time: --since"
         raise Trouble(what, hint, exit_code=ExitCode.REFUSED)
     try:
-        text = config.policy.read_bytes().decode()
+        text = read_file(config.policy).decode()
     except UnicodeDecodeError:
         raise FileProblem(config.policy, "", "not a text file in UTF-8") from None
     known = evidence.people.roles

@@ -32,7 +32,7 @@ def _span_us(text: str) -> int:
     "  spa-server report --html q4.html --since 92d --title 'db1, fourth quarter'\n"
     "  spa-server report --json | jq '.access.people[] | {name, roles}'\n"
     "\b\n"
-    "Exit codes: 0 fine, 1 the record was altered, 2 usage, 4 trouble on this host."
+    "Exit codes: 0 fine, 1 the record was altered, 2 usage, 4 not verified, or trouble."
 )
 @click.option("--html", type=PATH, help="Write the page to this file, mode 0600.")
 @click.option(
@@ -80,6 +80,7 @@ def report(
         note(f"{html}: {facts.title}")
     if facts.state.problem:
         note(f"warning: the record was not verified: {facts.state.problem}")
+        raise SystemExit(ExitCode.TROUBLE)
     if facts.state.findings:
         note("warning: the record is not as it was written; see: spa-server audit verify")
         raise SystemExit(ExitCode.REFUSED)
@@ -94,6 +95,8 @@ def _check(html: Path, *, force: bool) -> None:
         raise Trouble(what, "pip install 'spaknock[report]'; or use --json") from None
     if not force and (html.exists() or html.is_symlink()):
         raise Trouble(f"{html} exists already", "choose another name, or --force")
+    if html.exists() and not (html.is_file() or html.is_dir()):
+        raise Trouble(f"{html} is no regular file and is not replaced", "choose another name")
     if html.is_dir():
         raise Trouble(f"{html} is a directory", "name a file in it")
 

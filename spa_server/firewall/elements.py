@@ -24,6 +24,7 @@ from spa_server.link import on_link
 from spa_server.netlink import NFGENMSG, NLM_F_CREATE, NLM_F_EXCL, Message
 
 ADMITTED: Final = "admitted"
+FLOODED: Final = "flooded"
 HOLE_SETS: Final = ("holes4", "holes6", "once4", "once6", "link_holes6", "link_once6")
 DENIED_SETS: Final = ("denied4", "denied6")
 OBSERVED_SETS: Final = ("observed4", "observed6")

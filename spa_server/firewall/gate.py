@@ -44,6 +44,11 @@ def render(plan: GatePlan) -> str:
         source_burst=plan.source_burst,
         tag_rate=plan.tag_rate_per_s,
         tag_burst=plan.tag_burst,
+        flooded_rate=plan.flooded_rate_per_s,
+        flooded_burst=plan.flooded_burst,
+        total_rate=plan.total_rate_per_s,
+        total_burst=plan.total_burst,
+        tags=plan.tags,
         cut=_rules(_cut_rules(plan)),
         ours=_rules(_rules_for_ours(plan)),
         delivered=_rules(_rules_for_delivered(plan)),
@@ -102,10 +107,11 @@ def _carrier_rules(plan: GatePlan) -> list[str]:
 
 
 def _answer_rules(plan: GatePlan) -> list[str]:
+    """A priority of this kind takes CAP_NET_ADMIN to set: nobody else's packets are rewritten."""
     rules = [
-        f"udp sport {plan.knock_port} meta priority {_class(answer_priority(port))} "
+        f"meta l4proto udp meta priority {_class(answer_priority(port))} "
         f"udp sport set {port} meta priority set none notrack"
-        for port in _ports_beside(plan)
+        for port in (plan.knock_port, *_ports_beside(plan))
     ]
     if any(carrier.is_raw for carrier in plan.carriers):
         raw = f"meta priority {_class(RAW_ANSWER_PRIORITY)}"

@@ -1,7 +1,6 @@
 """The gate in the kernel: its rules through nft, its tags and holes through netlink."""
 
 import errno
-import os
 import subprocess
 import time
 from collections import deque
@@ -10,7 +9,7 @@ from functools import partial
 from itertools import islice
 from typing import Final, Protocol, Self, TypeAlias, TypeVar
 
-from spa_server.firewall import elements, gate, nftables
+from spa_server.firewall import elements, gate, nftables, programs
 from spa_server.firewall.backstop import Backstop, BackstopHeld
 from spa_server.firewall.elements import Denial, Element, HoleLease, Lease, LiveHole, TagLease
 from spa_server.firewall.gate import TABLE
@@ -166,6 +165,11 @@ class Gate:
                 raise AdmissionStopped(str(error), error.errno, admitted) from None
             admitted += len(some)
             yield len(some)
+
+    def hold_back(self, tag: TagLease) -> None:
+        """Puts what comes under a flooded tag into the narrow lane, for so long from now."""
+        lease = [(tag.tag, tag.timeout_ms)]
+        self._put([(partial(elements.put_all, elements.FLOODED, lease), True)])
 
     def withdraw(self, tags: Iterable[bytes]) -> None:
         """Lets knocks with these tags be heard no more. One that is not admitted is no error.
@@ -360,12 +364,12 @@ class Gate:
         """What nft prints."""
         try:
             child = subprocess.Popen(
-                ["nft", *arguments],
+                [programs.find("nft"), *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                env={**os.environ, "LC_ALL": "C"},
+                env=programs.ENVIRONMENT,
             )
         except OSError as error:
             raise FirewallError(f"nft could not be run: {error.strerror}", error.errno) from None

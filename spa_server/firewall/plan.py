@@ -68,7 +68,8 @@ class GatePlan:
     `carriers` are those by which knocks are heard; UDP to the knock port always is.
 
     The limits are for knocks that carry an admitted tag, in packets: for each source with each
-    tag, and for each tag from all sources together. Raises BadPlan.
+    tag, for each tag from all sources together, for all flooded tags together, and for all tags.
+    `tags` is how many can be admitted. Raises BadPlan.
     """
 
     knock_port: int = DEFAULT_PORT
@@ -81,11 +82,20 @@ class GatePlan:
     source_burst: int = 20
     tag_rate_per_s: int = 1000
     tag_burst: int = 1000
+    flooded_rate_per_s: int = 1000
+    flooded_burst: int = 500
+    total_rate_per_s: int = 10_000
+    total_burst: int = 2000
+    tags: int = 1_048_576
 
     def __post_init__(self) -> None:
         if not 1 <= self.knock_port <= 65535:
             raise BadPlan(f"knock port {self.knock_port} is not a port from 1 to 65535")
-        limits = (self.source_rate_per_s, self.source_burst, self.tag_rate_per_s, self.tag_burst)
+        limits = (
+            *(self.source_rate_per_s, self.source_burst, self.tag_rate_per_s, self.tag_burst),
+            *(self.flooded_rate_per_s, self.flooded_burst),
+            *(self.total_rate_per_s, self.total_burst),
+        )
         if not all(1 <= limit <= _MAX_RATE for limit in limits):
             raise BadPlan("a limit on knocks must be at least 1 packet")
         for name in self.outer or ():

@@ -14,7 +14,7 @@ The rules, in words:
 6.  What an allow gives is still refused to who has, or asks for, more than the limits.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -26,6 +26,7 @@ from spa_protocol.reason import Code
 from spa_server.policy.model import Allow, Network, Policy, Requirement, Sessions, Sources
 
 _SECOND_US: Final = 1_000_000
+_CUT: Final = "connections are cut when it closes; hold it open"
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -116,6 +117,26 @@ class Decision(msgspec.Struct, frozen=True):
             return f"allowed by {self.rule.path} for {self.lifetime_s} s{once}"
         near = "; ".join(f"{miss.rule.path}: {miss.condition}" for miss in self.near)
         return near or self.short
+
+
+def message_of(decisions: Sequence[tuple[Access, Decision]], warning: str = "") -> str:
+    """What a reply says about a knock's accesses, in at most 67 bytes where `warning` is no longer:
+    why the first was refused, else the warning, else which sessions end with their hole."""
+    refused = next((decision.short for _, decision in decisions if not decision.granted), "")
+    return refused or warning or _cut_notice(decisions)
+
+
+def _cut_notice(decisions: Sequence[tuple[Access, Decision]]) -> str:
+    """For whoever is about to begin one."""
+    cut = [
+        str(access)
+        for access, decision in decisions
+        if decision.rule is not None and decision.rule.sessions is Sessions.CUT
+    ]
+    if not cut:
+        return ""
+    text = f"{', '.join(cut)}: {_CUT}"
+    return text if len(text) <= MAX_MESSAGE else f"{len(cut)} of these: {_CUT}"
 
 
 def decide(policy: Policy, shared: Iterable[Network], question: Question) -> Decision:

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
-from keys import serverkey
 from keys.trouble import Trouble
-from spa_server import control
+from spa_server import control, hostkey
 from spa_server.audit import tables
 from spa_server.audit.checkpoint import Signer, record_key
 from spa_server.audit.upkeep import note_in, read_note
@@ -26,7 +25,7 @@ def state(config: Config, connection: sqlite3.Connection) -> State:
     if tables.version_of(connection) < tables.VERSION:
         return State(problem="the record is not chained yet: the daemon does so when it starts")
     try:
-        signer = record_key(serverkey.load(config.key).secret).signer
+        signer = record_key(hostkey.load(config).secret).signer
     except Trouble as trouble:
         return State(problem=f"the server's key cannot be used: {trouble.message}")
     return _state(verify(connection, [signer], _claims(config, signer)), signer)

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from spa_protocol.reply import clip
-from spa_server.policy.decide import Decision, Question, decide
+from spa_server.policy.decide import Decision, Question, decide, message_of
 from spa_server.policy.model import Allow, AlwaysOpenRule, Limits, Network, Policy, Role
 
 _SECOND_US: Final = 1_000_000
@@ -82,8 +82,10 @@ class Explanation:
 
     @property
     def reply(self) -> str:
-        """What the reply to a refused knock says, as it is sent; empty where there is none."""
-        return clip(self.decision.short) if self.has_key else ""
+        """What the reply to the knock says, as it is sent; empty where it says nothing, or where
+        there is none."""
+        message = message_of([(self.question.access, self.decision)])
+        return clip(message) if self.has_key else ""
 
     @property
     def until_us(self) -> int | None:

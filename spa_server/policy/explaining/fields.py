@@ -14,7 +14,7 @@ The fields, which keep their names:
     lifetime_s, until, because       for how long, until when (RFC 3339), and what it is as long as:
                                      asked, lifetime, max_lifetime, key, expires or when
     once, sessions                   for a single connection; "keep" or "cut", or null
-    reply                            what the client is told where it is refused
+    reply                            what the client is told in the reply's message, or empty
     near                             rules that came near, the nearest first: rule, line, condition,
                                      conditions (code, condition)
     others                           rules that would have allowed it too: rule, line, lifetime_s,

@@ -74,6 +74,7 @@ class _Telling:
         yield f"the rule: {', '.join(rule.services)} {', '.join(conditions(rule))}"
         yield f"why {lasting(self._told.decision.lifetime_s)}: {self._bound(rule)}"
         yield from self._end(rule)
+        yield from self._reply()
         for other in self._told.others:
             if other.rule is not None:
                 yield f"{self._at(other.rule)} would allow it too, {self._lesser(other)}"
@@ -125,10 +126,13 @@ class _Telling:
         for rule in self._told.partly:
             accesses = ", ".join(map(str, rule.accesses))
             yield f"{self._at(rule)} is about {accesses}, which is not all of {question.access}"
-        if self._told.reply:
-            yield f'the client is told: "{self._told.reply}"'
+        yield from self._reply()
         if self._told.decision.near or self._told.decision.code is Code.NO_ROLE:
             yield from self._who_may()
+
+    def _reply(self) -> Iterable[str]:
+        if self._told.reply:
+            yield f'the client is told: "{self._told.reply}"'
 
     def _who_may(self) -> Iterable[str]:
         """What an operator could grant."""

@@ -1,0 +1,168 @@
+"""A backup of a host: one archive of what it would take to build the host anew.
+
+A tar file, as secret as the server's key, which is in it:
+
+    spaknock-backup.json    version, when it was made, on which host
+    spa.db                  registry, replay memory, grants and record, as of one moment
+    denials.db, anomalies.db    where they are there
+    server.toml, policy.toml, server.key, server.key.machine
+
+It is taken while the daemon runs: SQLite copies one state of a database, and nobody waits for it.
+Restoring is in spa_server/restore.py.
+"""
+
+import io
+import json
+import os
+import shutil
+import sqlite3
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from keys import privatefile, schema
+from keys.schema import RegistryError
+from keys.trouble import Trouble
+from spa_protocol import __version__
+from spa_server import clock, hostkey
+from spa_server.anomaly import store
+from spa_server.audit import denials
+from spa_server.config import Config
+from spa_server.machine import Mark
+
+MANIFEST: Final = "spaknock-backup.json"
+FORMAT: Final = 1
+DATABASE: Final = "spa.db"
+KEY: Final = "server.key"
+MACHINE: Final = "server.key.machine"
+CONFIGURATION: Final = "server.toml"
+POLICY: Final = "policy.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What stands in a backup about itself. `made_at_us`: microseconds since the Unix epoch."""
+
+    format: int
+    version: str
+    host: str
+    made_at_us: int
+
+
+def databases(config: Config) -> dict[str, Path]:
+    """The databases of a host, by their names in a backup: the one that matters comes first."""
+    return {
+        DATABASE: config.database,
+        "denials.db": denials.beside(config.database),
+        "anomalies.db": store.beside(config.database),
+    }
+
+
+def settings(config: Config) -> dict[str, Path]:
+    """What else a host is made of, by the names in a backup."""
+    return {
+        CONFIGURATION: config.path,
+        POLICY: config.policy,
+        MACHINE: Mark(config.key).path,
+        KEY: config.key,
+    }
+
+
+def make(config: Config, file: Path, *, overwrite: bool = False) -> list[str]:
+    """Writes a backup, mode 0600, whole or not at all; the names of what is in it.
+
+    Raises Trouble and OSError; sqlite3.Error about the database.
+    """
+    hostkey.load(config)  # one that cannot be used would be no backup of it
+    manifest = Manifest(FORMAT, __version__, os.uname().nodename, clock.now_us())
+    with (
+        privatefile.new_file(file, overwrite=overwrite) as unnamed,
+        tempfile.TemporaryDirectory(dir=file.absolute().parent, prefix=".spa-backup-") as staging,
+    ):
+        with tarfile.open(unnamed, "w") as archive:
+            _add(archive, MANIFEST, json.dumps(asdict(manifest), indent=2).encode() + b"\n")
+            for name, path in databases(config).items():
+                if name == DATABASE or path.exists():
+                    copy = Path(staging) / name
+                    copy_database(path, copy)
+                    archive.add(copy, name, filter=_anonymous)
+            for name, path in settings(config).items():
+                if path.exists():
+                    _add(archive, name, path.read_bytes())
+            names = archive.getnames()
+        _flush(unnamed)
+    return names[1:]
+
+
+def copy_database(path: Path, copy: Path) -> None:
+    """One state of it, without its log and without the room that it keeps in reserve."""
+    if not path.exists():
+        raise RegistryError(f"there is no registry at {path}", "make one: spa-server init")
+    with (
+        closing(schema.open_file(path, "ro")) as there,
+        closing(sqlite3.connect(copy, isolation_level=None)) as made,
+    ):
+        made.execute("pragma journal_mode = off")  # opens the file, and makes no other beside it
+        there.backup(made)
+        made.execute("pragma journal_mode = delete")
+        made.execute("vacuum")
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(content), 0o600
+    archive.addfile(member, io.BytesIO(content))
+
+
+def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    member.mode = 0o600
+    return member
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+class NoBackup(Trouble):
+    """A file that is no backup, or not a whole one."""
+
+
+def unpack(file: Path, content: BinaryIO, into: Path) -> Manifest:
+    """Takes out what a backup may hold, and nothing else: plain files of these names.
+
+    `file` is for the message. Raises NoBackup and OSError.
+    """
+    allowed = {MANIFEST, DATABASE, "denials.db", "anomalies.db"}
+    allowed |= {CONFIGURATION, POLICY, MACHINE, KEY}
+    try:
+        with tarfile.open(fileobj=content, mode="r:") as archive:
+            for member in _plain(archive, file):
+                if member.name in allowed:
+                    taken = archive.extractfile(member)
+                    assert taken is not None  # noqa: S101 - a plain file has content
+                    with taken, (into / member.name).open("xb") as file_there:
+                        shutil.copyfileobj(taken, file_there)
+        manifest = Manifest(**json.loads((into / MANIFEST).read_bytes()))
+    except (tarfile.TarError, EOFError, ValueError, TypeError, FileNotFoundError, FileExistsError):
+        hint = "name a file that 'spa-server backup' made"
+        raise NoBackup(f"{file} is no whole backup", hint) from None
+    if manifest.format != FORMAT:
+        hint = f"this program reads {FORMAT}: use the one that made it"
+        raise NoBackup(f"{file} is a backup of format {manifest.format}", hint)
+    if not (into / DATABASE).exists():
+        raise NoBackup(f"{file} has no database in it", "use another backup")
+    return manifest
+
+
+def _plain(archive: tarfile.TarFile, file: Path) -> Iterator[tarfile.TarInfo]:
+    for member in archive:
+        if not member.isreg():
+            raise NoBackup(f"{file} is no backup: {member.name!r} in it is no plain file")
+        yield member

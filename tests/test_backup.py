@@ -1,0 +1,284 @@
+"""Backup and restore: one moment of a host, put back so that nothing that was over begins again."""
+
+import io
+import os
+import sqlite3
+import stat
+import tarfile
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from keys import identity, schema, serverkey
+from keys.registry import Registry
+from keys.trouble import Trouble
+from spa_server.audit import aside
+from spa_server.audit.backlog import Batch
+from spa_server.audit.ledger import Ledger
+from spa_server.audit.record import Event, Record
+from spa_server.cli import main
+from spa_server.commands.common import explained
+from spa_server.config import Config, load_config
+from spa_server.replay import Burn
+from tests.world import NOW_US, SECOND
+
+POLICY = '[services]\nssh = "tcp/22"\n'
+
+
+@dataclass
+class Host:
+    """A host that a daemon might guard, with a database that stays open."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        self.path.mkdir(exist_ok=True)
+        names = ("policy.toml", "server.key", "spa.db", "control.sock")
+        keys = ("policy", "key", "database", "control")
+        lines = [f'{key} = "{name}"\n' for key, name in zip(keys, names, strict=True)]
+        (self.path / "server.toml").write_text("".join(lines))
+
+    @property
+    def config(self) -> Config:
+        return load_config(self.path / "server.toml")
+
+    def furnish(self) -> "Host":
+        (self.path / "policy.toml").write_text(POLICY)
+        serverkey.save(serverkey.generate(), self.path / "server.key")
+        return self
+
+    def run(self, *arguments: str) -> Result:
+        return CliRunner().invoke(main, ["--config", str(self.config.path), *arguments])
+
+    def backup(self) -> Path:
+        file = self.path / "host.backup"
+        done = self.run("backup", str(file), "--force")
+        assert done.exit_code == 0, done.output
+        return file
+
+    def restore(self, file: Path) -> Result:
+        return self.run("restore", str(file), "--yes")
+
+    def names(self, statement: str) -> list[str]:
+        with closing(sqlite3.connect(self.path / "spa.db")) as connection:
+            return sorted(str(row[0]) for row in connection.execute(statement))
+
+
+class Running:
+    """What a daemon has open."""
+
+    def __init__(self, host: Host) -> None:
+        self.connection = schema.connect(host.config.database)
+        self.registry = Registry(self.connection)
+        self.ledger = Ledger(
+            self.connection,
+            self.registry.seen,
+            unrecorded=host.config.unrecorded,
+            boot_id="this boot",
+        )
+
+    def burn(self, key_id: str, at_us: int) -> None:
+        records = [Record(Event.KNOCK_ACCEPTED, at_us, identity="alice", key_id=key_id)]
+        burned = [Burn(key_id, bytes(24), at_us)]
+        self.ledger.commit(Batch(burned=burned, records=records), at_us)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path / "host").furnish()
+
+
+def test_a_backup_of_a_daemon_that_runs_has_what_is_only_in_the_log(host: Host) -> None:
+    running = Running(host)
+    running.connection.execute("pragma wal_autocheckpoint = 0")
+    running.burn("first", NOW_US)
+    file = host.backup()
+    running.burn("second", NOW_US + SECOND)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    other = Host(host.path.parent / "other")
+    assert other.restore(file).exit_code == 0
+    assert other.names("select key_id from burned") == ["first"]
+    assert (other.path / "server.key").read_text() == (host.path / "server.key").read_text()
+    assert (other.path / "policy.toml").read_text() == POLICY
+    assert not list(other.path.glob("*-wal"))
+    assert not list(other.path.glob(".restore-*"))
+
+
+def test_what_was_burned_and_revoked_since_the_backup_stays_so(host: Host) -> None:
+    with Running(host).connection as connection:
+        registry = Registry(connection)
+        for name in ("alice", "bob"):
+            registry.enroll(name, identity.generate().public, roles=[], now_us=NOW_US, actor="test")
+    file = host.backup()
+    running = Running(host)
+    running.burn("since", NOW_US)
+    with schema.transaction(running.connection):
+        running.connection.execute("insert into burned_floor values ('long ago', 7)")
+        running.connection.execute("update \"key\" set revoked_at_us = 5 where identity = 'bob'")
+    running.connection.close()
+    done = host.restore(file)
+    assert done.exit_code == 0, done.output
+    assert host.names("select key_id from burned") == ["since"]
+    assert host.names("select key_id from burned_floor") == ["long ago"]
+    assert host.names('select identity from "key" where revoked_at_us is null') == ["alice"]
+
+
+def test_nothing_that_could_be_fresh_is_heard_after_a_restore(host: Host) -> None:
+    Running(host).connection.close()
+    done = host.restore(host.backup())
+    assert done.exit_code == 0, done.output
+    floor_us = int(host.config.unrecorded.read_text())
+    with Running(host).connection as connection:
+        told_at = connection.execute("select at_us from event where event = 'records.lost'")
+        assert floor_us == told_at.fetchone()[0] + 30 * SECOND
+
+
+def test_what_was_there_gets_another_name_and_its_log_with_it(host: Host) -> None:
+    running = Running(host)
+    running.connection.execute("pragma wal_autocheckpoint = 0")
+    file = host.backup()
+    running.burn("in the log only", NOW_US)
+    assert (host.path / "spa.db-wal").stat().st_size
+    assert host.restore(file).exit_code == 0
+    (moved,) = host.path.glob("spa.db.replaced-*Z")
+    assert Path(f"{moved}-wal").stat().st_size
+    assert "restored from a backup" in host.names("select reason from event")[-1]
+    running.connection.close()
+
+
+def test_settings_that_are_there_stay_and_are_named(host: Host) -> None:
+    Running(host).connection.close()
+    file = host.backup()
+    (host.path / "policy.toml").write_text(POLICY + "# newer\n")
+    done = host.restore(file)
+    assert (host.path / "policy.toml").read_text().endswith("# newer\n")
+    assert "policy.toml stays, and differs from the backup's" in done.stderr
+    assert "server.key stays" not in done.stderr
+
+
+def test_a_damaged_database_is_replaced(host: Host) -> None:
+    Running(host).connection.close()
+    file = host.backup()
+    (host.path / "spa.db").write_bytes(b"not a database" * 1000)
+    done = host.restore(file)
+    assert done.exit_code == 0, done.output
+    assert "compare spa-keys list" in done.stderr
+    Running(host).connection.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", bytes(10240)])
+def test_what_is_no_backup_changes_nothing(host: Host, content: bytes) -> None:
+    Running(host).connection.close()
+    before = (host.path / "spa.db").read_bytes()
+    file = host.path / "x"
+    file.write_bytes(content)
+    done = host.restore(file)
+    assert (done.exit_code, done.stderr.count("\n")) == (4, 1)
+    assert "is no whole backup; name a file that" in done.stderr
+    assert (host.path / "spa.db").read_bytes() == before
+    assert not list(host.path.glob(".restore-*"))
+
+
+def test_a_backup_that_was_cut_short_changes_nothing(host: Host) -> None:
+    Running(host).connection.close()
+    file = host.backup()
+    file.write_bytes(file.read_bytes()[:40_000])
+    assert host.restore(file).exit_code == 4
+    assert not list(host.path.glob("*.replaced-*"))
+
+
+@pytest.mark.parametrize("name", ["../evil", "evil", "spa.db", "server.key"])
+def test_an_archive_writes_nothing_but_what_a_backup_holds(host: Host, name: str) -> None:
+    """A link instead of a database, or a file outside."""
+    Running(host).connection.close()
+    file = host.backup()
+    with tarfile.open(file, "a") as archive:
+        member = tarfile.TarInfo(name)
+        if name == "spa.db":
+            member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            archive.addfile(member)
+        else:
+            member.size = 4
+            archive.addfile(member, io.BytesIO(b"evil"))
+    done = host.restore(file)
+    assert done.exit_code == (4 if name in {"spa.db", "server.key"} else 0), done.output
+    assert not (host.path / "evil").exists()
+    assert not (host.path.parent / "evil").exists()
+    assert not (host.path / "spa.db").is_symlink()
+
+
+def test_a_backup_replaces_no_file_and_follows_no_link_unless_forced(host: Host) -> None:
+    Running(host).connection.close()
+    file = host.path / "there"
+    file.write_text("mine")
+    assert "exists already" in host.run("backup", str(file)).stderr
+    assert file.read_text() == "mine"
+    link = host.path / "link"
+    link.symlink_to(file)
+    assert host.run("backup", str(link), "--force").exit_code == 0
+    assert file.read_text() == "mine"
+    assert "is no file" in host.run("backup", "/dev/null", "--force").stderr
+    assert Path("/dev/null").is_char_device()
+
+
+def test_the_log_of_another_database_beside_a_copy_is_named(host: Host) -> None:
+    """Somebody copied an older database to the place of one whose daemon was killed."""
+    running = Running(host)
+    for name in ("registry", "record"):  # pages that the log then holds no more
+        running.connection.execute("pragma wal_checkpoint(truncate)")
+        older = (host.path / "spa.db").read_bytes()
+        with schema.transaction(running.connection):
+            running.connection.executemany(
+                "insert into identity values (?, 1)", [(f"{name}{n:05}",) for n in range(5000)]
+            )
+    running.connection.execute("pragma wal_checkpoint(truncate)")
+    running.burn("last", NOW_US)
+    with schema.transaction(running.connection):
+        running.connection.execute("delete from identity where name like '%7'")
+    log = (host.path / "spa.db-wal").read_bytes()
+    running.connection.close()
+    (host.path / "spa.db").write_bytes(older[: len(older) // 4096 // 2 * 4096])
+    (host.path / "spa.db-wal").write_bytes(log)
+    copied = "if it was copied to this place"
+    with pytest.raises(Trouble, match=copied) as raised, explained(host.path / "spa.db"):
+        schema.must_be_sound(host.path / "spa.db", schema.TABLES)
+    assert f"its log is another's: rm {host.path}/spa.db-wal; else restore" in raised.value.hint
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as somebody else")
+def test_what_root_restores_belongs_to_the_owner_of_the_directory_and_follows_no_link(
+    tmp_path: Path,
+) -> None:
+    host = Host(tmp_path / "host").furnish()
+    Running(host).connection.close()
+    file = host.backup()
+    (host.path / "server.key").unlink()
+    for directory in tmp_path.parents:
+        if directory.name.startswith("pytest-"):
+            directory.chmod(0o755)
+    tmp_path.chmod(0o755)
+    for each in (host.path, *host.path.iterdir()):
+        os.chown(each, 65534, 65534)
+    file.chmod(0o600)
+    os.chown(file, 0, 0)
+    victim = tmp_path / "roots"
+    victim.write_text("mine")
+    for name in (".spa.db.restored", "denials.db"):
+        (host.path / name).symlink_to(victim)
+        os.chown(host.path / name, 65534, 65534, follow_symlinks=False)
+    done = host.restore(file)
+    assert done.exit_code == 0, done.output
+    for name in ("spa.db", "server.key", "unrecorded"):
+        assert (host.path / name).stat().st_uid == 65534
+    assert victim.read_text() == "mine"
+    assert victim.stat().st_uid == 0
+
+
+def test_a_name_for_what_was_replaced_is_free(tmp_path: Path) -> None:
+    for _ in range(2):
+        (tmp_path / "spa.db").write_text("")
+        aside.move(tmp_path / "spa.db", NOW_US, "replaced")
+    assert len(list(tmp_path.glob("spa.db.replaced-*"))) == 2
