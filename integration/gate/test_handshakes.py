@@ -381,7 +381,7 @@ def denied(gate: Gate, protocol: Protocol, port: int) -> int:
 
 def link_local(host: Host) -> IPv6Address:
     """Its address on `lan`."""
-    shown = host.run("ip -6 -o address show dev lan scope link".split()).stdout
+    shown = host.run(["ip", "-6", "-o", "address", "show", "dev", "lan", "scope", "link"]).stdout
     return IPv6Address(shown.split()[3].split("/")[0])
 
 
