@@ -151,14 +151,19 @@ class Answer(dict[str, Any]):
         )
 
 
-def ask(path: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """The daemon's answer to one request. Raises NoDaemon, or Trouble when it says no."""
+def ask(
+    path: Path, request: dict[str, Any], *, within_s: float = _ANSWER_WITHIN_S
+) -> dict[str, Any]:
+    """The daemon's answer to one request. Raises NoDaemon, or Trouble when it says no.
+
+    `within_s` is for the whole answer, however it drips.
+    """
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(TIMEOUT_S)
             connection.connect(str(path))
             connection.sendall(json.dumps(request).encode() + b"\n")
-            line = read_line(connection, _MAX_ANSWER, _ANSWER_WITHIN_S)
+            line = read_line(connection, _MAX_ANSWER, within_s)
     except (FileNotFoundError, ConnectionRefusedError):
         hint = "start it: systemctl start spa-server"
         raise NoDaemon(f"no daemon answers at {path}", hint) from None
