@@ -282,6 +282,32 @@ def test_what_an_earlier_run_heard_is_not_heard_again(host: Host, alice: Identit
     assert host.hear(knock) == []
 
 
+def test_where_an_older_copy_of_the_database_was_put_back_nothing_that_may_be_fresh_is_heard(
+    host: Host, alice: Identity
+) -> None:
+    """It does not know what was burned since. Nor does a daemon that begins after this one."""
+    older = host.config.path.parent / "older.db"
+    host.registry.close()
+    with (
+        closing(sqlite3.connect(host.config.database)) as now,
+        closing(sqlite3.connect(older)) as to,
+    ):
+        now.backup(to)
+    knock = host.knock(alice)
+    assert host.hear(knock) == [Status.GRANTED]
+    host.guard.stop()
+    host.guard.registry.close()
+    older.replace(host.config.database)
+    for of_it in ("-wal", "-shm"):
+        host.config.database.with_name(f"spa.db{of_it}").unlink(missing_ok=True)
+    ahead_us = host.clock.now_us + 30 * SECOND
+    for _ in range(2):
+        host.begin()
+        assert host.hear(knock, host.knock(alice, stamp_us=ahead_us)) == []
+    host.clock.passes(31)
+    assert host.hear(host.knock(alice)) == [Status.GRANTED]
+
+
 # Whoever may no longer
 
 
