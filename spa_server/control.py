@@ -154,8 +154,10 @@ class Answer(dict[str, Any]):
 def ask(
     path: Path, request: dict[str, Any], *, within_s: float = _ANSWER_WITHIN_S
 ) -> dict[str, Any]:
-    """The daemon's answer to one request. Raises NoDaemon, or Trouble when it says no, or nothing
-    in that time."""
+    """The daemon's answer to one request. Raises NoDaemon, or Trouble when it says no.
+
+    `within_s` is for the whole answer, however it drips.
+    """
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(TIMEOUT_S)

@@ -26,6 +26,7 @@ class TagKeeper:
         self._admission = admission
         self._gate = gate
         self._tolerate = tolerate
+        self._leaving: set[bytes] = set()  # those that the kernel is to let go, until it has
 
     def is_behind(self, now_us: int) -> bool:
         """Whether a tag epoch has begun whose successors are not loaded."""
@@ -54,14 +55,21 @@ class TagKeeper:
     def admit(self, tags: Iterable[Tag], now_us: int) -> None:
         """Lets the knocks with these tags be heard until their time is over."""
         with self._tolerate("the tags"):
-            self._gate.admit(self._leases(tags, now_us))
+            self._gate.admit(self._leases(self._staying(tags), now_us))
+
+    def _staying(self, tags: Iterable[Tag]) -> Iterator[Tag]:
+        for tag in tags:
+            self._leaving.discard(tag.value)
+            yield tag
 
     @staticmethod
     def _leases(tags: Iterable[Tag], now_us: int) -> Iterator[TagLease]:
         return (TagLease(tag.value, max(1, (tag.until_us - now_us) // 1000)) for tag in tags)
 
     def admit_all(self, now_us: int) -> None:
-        """The same for every tag that is loaded: the kernel's set was lost."""
+        """The same for every tag that is loaded, and what could not be let go, goes: nobody knows
+        what the kernel's set holds."""
+        self.withdraw(())
         self.admit(self._admission.tags(), now_us)
 
     def flooded(self, tag: bytes, key_id: str, now_us: int) -> bool:
@@ -81,9 +89,11 @@ class TagKeeper:
         return bool(spare)
 
     def withdraw(self, values: Iterable[bytes]) -> None:
-        """Lets knocks with these tags be heard no more."""
+        """Lets knocks with these tags be heard no more, and with those that were not let go yet."""
+        self._leaving.update(values)
         with self._tolerate("the tags"):
-            self._gate.withdraw(values)
+            self._gate.withdraw(tuple(self._leaving))
+            self._leaving.clear()
 
     def withdraw_all(self) -> None:
         """Every tag's timeout is by a clock that was wrong: they are to be laid anew."""

@@ -28,8 +28,7 @@ from spa_server.firewall.kernel import Gate
 from spa_server.gatehouse import Gatehouse
 from spa_server.netlink import NetlinkError
 
-# Whoever is locked out waits meanwhile.
-_DAEMON_WITHIN_S: Final = 10.0
+_HANGS_AFTER_S: Final = 5.0  # whoever is locked out waits no longer for a daemon
 _ENDS: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
@@ -75,7 +74,7 @@ def take_back(config: Config, gate: Gate, token: str) -> bool:
         Gatehouse(config, gate).remove(by_force=True)
         return True
     try:
-        control.ask(config.control, {"do": "take-back"}, within_s=_DAEMON_WITHIN_S)
+        control.ask(config.control, {"do": "take-back"}, within_s=_HANGS_AFTER_S)
     except Trouble:
         if trial.before is not None:
             # A daemon that hangs would hold on to it, and behind an older gate it lets nobody in.

@@ -52,6 +52,22 @@ class Book:
     def make_room(self) -> None:
         self.connection.execute("pragma max_page_count = 1000000")
 
+    def commits(self) -> list[str]:
+        """From now on: how each commit is synchronous, `full` where it is on the disk at once."""
+        made: list[str] = []
+        level = "normal"
+
+        def follow(statement: str) -> None:
+            nonlocal level
+            what = statement.lower().removeprefix("pragma synchronous")
+            if what != statement.lower():
+                level = what.strip(" =")
+            elif what == "commit":
+                made.append(level)
+
+        self.connection.set_trace_callback(follow)
+        return made
+
     def events(self) -> list[str]:
         return [line["event"] for line in ask(self.connection, Filter(), limit=10**6)]
 
@@ -67,6 +83,18 @@ def big(count: int = 300) -> list[Record]:
     """Records that do not fit into the page that is there."""
     text = "x" * 500
     return [Record(Event.KNOCK_REFUSED, NOW_US, reason=text) for _ in range(count)]
+
+
+def test_what_was_to_be_flushed_is_flushed_also_when_it_had_to_wait(book: Book) -> None:
+    """A request that is ahead outlives a crash of the kernel, be the disk full when it comes."""
+    book.fill_the_disk()
+    with pytest.raises(LedgerError):
+        book.ledger.commit(Batch([BURN], [], [], big(), flushed=True), NOW_US)
+    book.make_room()
+    commits = book.commits()
+    book.ledger.commit(Batch(), NOW_US)
+    book.ledger.commit(Batch([replace(BURN, nonce=bytes(23) + b"1")]), NOW_US)
+    assert commits == ["full", "normal"]
 
 
 def test_a_batch_is_there_after_the_process_has_ended(book: Book) -> None:

@@ -179,6 +179,17 @@ def test_stale_and_ahead_are_told_the_difference_and_burned(host: Host) -> None:
     assert host.kernel.holes == {}
 
 
+def test_what_is_ahead_is_on_the_disk_before_it_is_answered(host: Host) -> None:
+    """It is fresh for longer than a boot takes: a crash of the kernel must not lose it
+    (spa_server/replay.py, rule 5). Other commits may be lost: the floor of the boot guards them."""
+    alice = host.person("alice", "ops")
+    commits = host.book.commits()
+    host.receive(host.world.datagram(alice, knock_at(NOW_US + 94 * SECOND)))
+    host.receive(host.world.datagram(alice, knock_at(NOW_US - 94 * SECOND)))
+    host.receive(host.world.datagram(alice, knock_at()))
+    assert commits == ["full", "normal", "normal"]
+
+
 def test_strangers_get_no_answer(host: Host) -> None:
     host.person("alice", "ops")
     stranger = World().enrol()

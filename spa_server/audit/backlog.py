@@ -116,6 +116,7 @@ class Backlog:
         """Lets a batch wait; whether its grants may be acted upon. If not they are forgotten."""
         self._waiting.burned += batch.burned
         self._waiting.ended += batch.ended
+        self._waiting.flushed |= batch.flushed
         is_noted = self._write_note()
         room = MAX_WAITING - len(self._waiting.records)
         serves = self._serves and is_full and is_noted and len(batch.records) <= room
@@ -148,6 +149,7 @@ class Backlog:
             ended=waiting.ended + batch.ended,
             records=records,
             seen=waiting.seen + batch.seen,
+            flushed=waiting.flushed or batch.flushed,
         )
 
     def _late(self, now_us: int) -> list[Record]:

@@ -123,7 +123,7 @@ class Ledger:
             return
         whole = self._backlog.before(batch, now_us)
         try:
-            self._make_true(whole, batch.flushed, now_us)
+            self._make_true(whole, now_us)
         except LedgerError as error:
             if not self._backlog.keep(batch, str(error), now_us, is_full=error.is_full):
                 raise
@@ -159,11 +159,11 @@ class Ledger:
             for observer in self.observers:
                 observer(records, first_id)
 
-    def _make_true(self, whole: Batch, flushed: bool, now_us: int) -> None:
+    def _make_true(self, whole: Batch, now_us: int) -> None:
         """Where what went wrong has a remedy, it is tried again, and the record says so."""
         while True:
             try:
-                with _ledger_errors(), self._flushing(flushed), self.writing():
+                with _ledger_errors(), self._flushing(whole.flushed), self.writing():
                     head = self._write(whole, now_us)
             except LedgerError as error:
                 remedy = self._remedy(error, now_us)

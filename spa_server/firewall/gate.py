@@ -186,7 +186,7 @@ def _rules_for_delivered(plan: GatePlan) -> list[str]:
     Of a VRF's packets the interface is the VRF's here, and `sdifname` that by which they entered.
     """
     if plan.outer is None:
-        return ["accept"]  # all was; a base chain without rules is one that somebody emptied
+        return ["accept"]  # all was judged; a base chain without rules is one that somebody emptied
     outer = _names(plan.outer) if plan.outer else ""
     judged = [f"iifname {outer} accept", f"meta sdifname {outer} accept"] if outer else []
     return [
