@@ -57,6 +57,7 @@ def main() -> None:
     On the machine of whoever knocks:
       spa-keys generate             a private key; prints the line to be enrolled
       spa-keys generate --agent     the same, where an SSH key in ssh-agent signs
+      spa-keys mine                 which there are
       spa-keys show                 that line again
       spa-keys rotate               a new key to take its place
     \b

@@ -128,7 +128,10 @@ def invite(
         f"{local_minute(expires_at_us)}. Its id is {invite_id}."
     )
     note(f"Clients knock at {made.endpoint}; where that is not so, give --host.")
-    note("It is a secret: hand it over privately. There: spa-client join 'spa://...'")
+    note(
+        "It is a secret: hand it over privately. There: spa-client join -, and paste it (as an "
+        "argument it would stay in the shell's history)."
+    )
     if needs_approval:
         note(f"The key that joins waits for: {PROGRAM} approve {name}")
 

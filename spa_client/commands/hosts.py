@@ -73,7 +73,7 @@ def add(
     server = " ".join(line)
     SERVER_LINE.convert(server, None, click.get_current_context())
     added = config.add(path, NewHost(name, server, address, key, source, access, carrier, target))
-    example = "" if added.access else " tcp/22"
+    example = "" if added.access else " ACCESS, such as tcp/22"
     say(f"{name} added to {path}; now: {PROGRAM} knock {name}{example}")
 
 

@@ -31,7 +31,7 @@ from spa_protocol.keytext import BadKeyText
     epilog="\b\nExamples:\n"
     "  spa-client join -                 paste the line, and it stays out of the history\n"
     "  spa-client join - --ssh           and 'ssh db1.example' knocks by itself from then on\n"
-    "  spa-client join 'spa://db1.example:62201/...' --name db1 --access tcp/5432\n"
+    "  spa-client join - --name db1 --access tcp/5432\n"
     "  spa-client join - --no-passphrase < invite",
 )
 @click.argument("line", metavar="INVITE", nargs=-1, required=True)
