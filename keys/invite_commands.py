@@ -81,7 +81,7 @@ def invite(
     database: Path,
     control: Path,
 ) -> None:
-    """Makes one line by which the machine of IDENTITY enrols a key of its own.
+    """Makes a line by which IDENTITY's machine enrols a key.
 
     The line is a secret, good for one key: hand it over privately. It is shown once and kept
     nowhere; the registry keeps its public half, with which nobody can join.
@@ -164,8 +164,9 @@ def pending(as_json: bool, database: Path) -> None:
 @database_option
 @control_option
 def approve(name: str, expires: str | None, database: Path, control: Path) -> None:
-    """Lets a key knock that joined by an invite and waits, in the invite's roles.
+    """Lets a key knock that joined by an invite and waits.
 
+    In the roles of the invite.
     Compare its id with the one that its owner sees, for whoever had the invite could join.
     """
     at_us = now_us()

@@ -46,8 +46,9 @@ _name_argument = click.argument("name", type=NAME, required=False)
 @click.option("--force", is_flag=True, help="Replace the key of this name, for good.")
 @click.pass_context
 def generate(ctx: click.Context, /, *, name: str, directory: Path, force: bool, **how: Any) -> None:
-    """Makes a private key, NAME.key, and prints the line to be enrolled on the server.
+    """Makes a private key and prints the line to be enrolled.
 
+    The key is NAME.key; the line is for the operator of the server.
     With --ssh or --agent the signing half is an SSH key, which stays in ssh-agent: each knock asks
     the agent, so it must be running and hold the key.
     """
@@ -108,7 +109,7 @@ def mine(as_json: bool, directory: Path) -> None:
 def rotate(
     ctx: click.Context, /, *, name: str | None, finish: bool, directory: Path, **how: Any
 ) -> None:
-    """Makes a new key to take the place of NAME, and prints the line to be enrolled.
+    """Makes a new key to take the place of NAME; prints its line.
 
     Without NAME it is the key called default, else the only one ('spa-keys mine').
 

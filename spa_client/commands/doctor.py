@@ -39,7 +39,7 @@ from spa_protocol.access import Access
 def doctor(
     *, host: str, access: tuple[Access, ...], asks_clock: bool, as_json: bool, **how: Any
 ) -> int:
-    """Finds out why a port of HOST does not open, and gives one sentence of advice.
+    """Finds out why a port of HOST does not open, and what to do.
 
     It looks at the configuration and the key, the name and the route, and knocks: for the reply and
     how many get lost, the clocks, the address that the server sees, what the policy says, and

@@ -68,7 +68,10 @@ def add(
     carrier: str | None,
     chosen: Path | None,
 ) -> None:
-    """Adds a server to the configuration; LINE is what 'spa-server init' printed there."""
+    """Adds a server to the configuration.
+
+    LINE is what 'spa-server init' printed there.
+    """
     path = chosen or config.default_path()
     server = " ".join(line)
     SERVER_LINE.convert(server, None, click.get_current_context())

@@ -68,7 +68,7 @@ from spa_protocol.keytext import BadKeyText
     keys_option,
 )
 def join(*, line: tuple[str, ...], as_json: bool, **how: Any) -> int:
-    """Makes a key, enrols it by INVITE, and adds the server to the configuration.
+    """Makes a key, enrols it by INVITE, and adds the server.
 
     INVITE is the line 'spa://...' that 'spa-keys invite' printed there, or - to read it from
     stdin: others on this machine can see an argument, and the shell keeps it. The new key is then

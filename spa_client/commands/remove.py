@@ -41,7 +41,7 @@ class _Key:
 def remove(
     *, name: str, with_key: bool, as_json: bool, chosen: Path | None, keys: Path | None
 ) -> None:
-    """Takes a server out of the configuration, and out of what ssh knocks for.
+    """Takes a server out of the configuration, and out of ssh's.
 
     Nothing is asked of the server: its operator ends the key there, by 'spa-keys revoke'.
     """

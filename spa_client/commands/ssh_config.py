@@ -27,7 +27,9 @@ from spa_client.config import Config, Host
 def ssh_config(
     *, host: tuple[str, ...], install: bool, chosen: Path | None, keys: Path | None
 ) -> int:
-    """Prints what ~/.ssh/config needs so that ssh, scp, sftp, rsync and git knock by themselves.
+    """Prints what ssh needs to knock by itself.
+
+    For ~/.ssh/config: so that ssh, scp, sftp, rsync and git knock by themselves.
 
     For each HOST, or for every one in the configuration. A host db1.internal is known to ssh as
     db1 as well, unless another host or ~/.ssh/config has that name. --install takes every one, and

@@ -62,7 +62,7 @@ def report(
     full: bool,
     as_json: bool,
 ) -> None:
-    """Who can reach what, who did, what was denied, and whether the record is sound: in one page.
+    """Who can reach what, who did, what was denied: in one page.
 
     A matrix of identities and services with the rules that lead from one to the other and how much
     they were used; what was never used; reviews due; keys by age; denied sources over time; what
