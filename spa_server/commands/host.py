@@ -40,9 +40,10 @@ def init(path: Path | None, host: WrittenHost | None) -> None:
 @click.command("adopt-key")
 @click.pass_obj
 def adopt_key(path: Path | None) -> None:
-    """Says that this machine takes the place of the key's machine.
+    """Says that the server's key is this machine's from now on.
 
-    For a backup that is restored on new hardware, or a machine that has got another machine-id.
+    For a backup that is restored on new hardware, or a machine that has got another machine-id:
+    it takes the place of the one that the key came with.
     Not for a copy that runs beside the original: that one needs a key of its own.
 
     \b
