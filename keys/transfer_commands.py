@@ -69,7 +69,8 @@ def import_keys(
 ) -> None:
     """Unpacks the FILE of an export, all of it or nothing.
 
-    It has keys and the configuration. What is there already, and the same, stays. Keys keep the passphrases that they had.
+    It has keys and the configuration. What is there already, and the same, stays. Keys keep the
+    passphrases that they had.
     """
     known = passphrase_file
     ask = asker() if known is None else lambda _: passphrase.from_file(known)

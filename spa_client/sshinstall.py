@@ -24,8 +24,11 @@ _HEAD: Final = "# Written by `spa-client ssh-config --install`: changes here are
 
 
 def ssh_directory() -> Path:
-    """Where ssh has the configuration of the person who calls."""
-    return Path.home() / ".ssh"
+    """Where ssh has the configuration of the person who calls. Raises Trouble."""
+    try:
+        return Path.home() / ".ssh"
+    except RuntimeError:
+        raise Trouble("this user has no home directory", "set HOME") from None
 
 
 def own_names(directory: Path) -> frozenset[str]:

@@ -94,6 +94,15 @@ def test_a_key_that_another_host_uses_is_not_deleted(home: Home) -> None:
     assert "db3 uses it as well" in home.run("remove", "db1").stdout
 
 
+def test_what_is_no_key_is_not_deleted(home: Home) -> None:
+    home.key("db1").write_text("a will")
+    done = home.run("remove", "db1", "--with-key")
+    assert done.returncode == 4
+    assert "is no key that can be read; leave --with-key out" in done.stderr
+    assert home.key("db1").read_text() == "a will"
+    assert "db1" in config.load(home.config).hosts
+
+
 def test_a_file_for_ssh_that_is_another_s_is_left_alone(home: Home) -> None:
     home.run("ssh-config", "--install")
     home.ssh.write_text("Host other\n")

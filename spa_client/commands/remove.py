@@ -50,6 +50,8 @@ def remove(
     key = _key(known, host)
     if with_key and key.others:
         raise Trouble(f"{', '.join(key.others)} uses {key.path} as well", "leave --with-key out")
+    if with_key and not key.key_id and os.path.lexists(key.path):
+        raise Trouble(f"{key.path} is no key that can be read", "leave --with-key out")
     installed = sshinstall.is_installed(all_blocks(known, chosen, keys), sshinstall.ssh_directory())
     config.remove(known.path, host.name)
     was_there = with_key and _delete(key.path)

@@ -1,12 +1,13 @@
 """`spa-client ssh-config`."""
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
 from keys.console import note, say
-from keys.trouble import ExitCode
+from keys.trouble import ExitCode, Trouble
 from spa_client import completing, config, sshconfig, sshinstall
 from spa_client.commands.options import PROGRAM, config_option, keys_option, with_options
 from spa_client.config import Config, Host
@@ -63,7 +64,9 @@ def all_blocks(known: Config, chosen: Path | None, keys: Path | None) -> str:
 
 def _blocks(known: Config, hosts: Iterable[Host], options: list[str]) -> str:
     command = sshconfig.proxy_command(options)
-    taken = sshinstall.own_names(sshinstall.ssh_directory())
+    taken: frozenset[str] = frozenset()
+    with contextlib.suppress(Trouble):  # what is only printed needs no configuration of ssh's
+        taken = sshinstall.own_names(sshinstall.ssh_directory())
     blocks = {
         each.name: sshconfig.block(each, known.hosts.values(), command, taken) for each in hosts
     }
