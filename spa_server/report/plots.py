@@ -27,6 +27,8 @@ _LEGEND_COLUMNS: Final = {"wide": 3, "narrow": 1}
 _LEGEND_HEIGHT: Final = 22
 _LABELS: Final = {"wide": 8, "narrow": 3}
 _BAR_HEIGHT: Final = 30
+_STEPS: Final = {"wide": 5, "narrow": 2}
+_LAST_LABEL: Final = 30  # half of it stands beyond the axis
 _NAME_SHOWN: Final = {"wide": 40, "narrow": 18}
 _STYLE: Final = Style(
     font_family="inherit", label_font_size=12, major_label_font_size=12, legend_font_size=13
@@ -101,8 +103,10 @@ def _amounts(plot: Plot, names: Sequence[str], size: str) -> Any:
         **_options(size, 60 + _BAR_HEIGHT * len(names)),
         show_legend=False,
         truncate_label=_NAME_SHOWN[size],
+        margin_right=_LAST_LABEL,
     )
-    chart.y_labels = ticks(max(map(max, plot.series.values()), default=0))
+    most = max(map(max, plot.series.values()), default=0)
+    chart.y_labels = ticks(most, _STEPS[size])
     chart.x_labels = [printable(name) for name in reversed(names)]
     for name, values in plot.series.items():
         chart.add(printable(name), list(reversed(values)))
@@ -127,9 +131,11 @@ def _options(size: str, height: int) -> dict[str, Any]:
     }
 
 
-def ticks(most: int) -> list[int]:
-    """Labels of an axis of counts, from 0 to `most` or just beyond: six whole numbers at most."""
-    step = next(s * 10**power for power in count() for s in (1, 2, 5) if most <= 5 * s * 10**power)
+def ticks(most: int, steps: int = 5) -> list[int]:
+    """Labels of an axis of counts: whole numbers from 0 to `most` or more, in `steps` at most."""
+    step = next(
+        s * 10**power for power in count() for s in (1, 2, 5) if most <= steps * s * 10**power
+    )
     return list(range(0, max(most, 1) + step, step))
 
 
