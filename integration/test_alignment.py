@@ -199,7 +199,7 @@ def test_a_policy_that_was_written_and_not_reloaded(scene: Scene) -> None:
     """In the gate itself stands only what is always open and what is cut."""
     scene.site.write_policy(POLICY + "[roles.ops.limits]\nmax_open = 3\n")
     assert scene.check() == [("policy-not-in-force", "policy.toml")]
-    scene.site.write_policy(POLICY + 'from = ["10.0.0.0/8"]\n')
+    scene.site.write_policy(POLICY.replace('"anywhere"', '["10.0.0.0/8"]'))
     assert scene.check() == [("gate-differs", "gate"), ("policy-not-in-force", "policy.toml")]
     scene.site.server("reload")
     assert scene.check() == []

@@ -130,7 +130,7 @@ CLIENT: Final = [
     ("knock site ssh --timeout 0", USAGE, "*'0' is no timeout; give seconds, 600 at most*"),
     ("knock site ssh --source 1.2", USAGE, "*'1.2' is no source; expected an address, auto or*"),
     ("knock site ssh --source 224.0.0.1", USAGE, "*'224.0.0.1' is the address of no single host*"),
-    ("knock site ssh --target 1.2", USAGE, "*'1.2' does not appear to be an IPv4 or IPv6 addr*"),
+    ("knock site ssh --target 1.2", USAGE, "*'1.2' is no target; expected an address, auto or*"),
     ("knock site ssh --port 0", USAGE, "*0 is not in the range 1<=x<=65535*"),
     ("knock site ssh --server 'spa-server x y'", USAGE, "*the server line is not whole: it is no*"),
     ("connect site 0", USAGE, "*0-0 is no range of ports from 1 to 65535*"),
@@ -145,7 +145,7 @@ CLIENT: Final = [
         "hosts --config {h}/bad.toml",
         TROUBLE,
         "{h}/bad.toml: hosts.a.adress: is not known; "
-        "expected server, address, key, source, access, carrier",
+        "expected server, address, key, source, access, carrier, target",
     ),
     ("knock site ssh --key none", TROUBLE, "{h}/.config/spa/keys/none.key does not exist; make*"),
     ("knock site ssh --key {h}", TROUBLE, f"{{h}} cannot be read: is a directory; {MEANT}"),

@@ -144,7 +144,8 @@ def test_a_knock_by_each_carrier_is_answered_and_opens_the_port(
 ) -> None:
     target = scene.target(version)
     assert scene.client.reach_tcp(target, 22) is Reach.SILENT
-    done = scene.alice.knock_at(scene.client, target, "tcp/22", "--carrier", carrier)
+    by = ("--carrier", carrier, "--lifetime", "1m")
+    done = scene.alice.knock_at(scene.client, target, "tcp/22", *by)
     assert "tcp/22 open" in done.stdout
     accepted = scene.site.events("knock.accepted")[-1]["detail"]
     assert accepted.get("carrier") == (None if carrier == "udp" else carrier)

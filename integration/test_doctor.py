@@ -5,6 +5,7 @@ and translates. What the doctor advises is then done, where a command can do it,
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -175,6 +176,20 @@ def test_a_clock_wrong_by_two_minutes(scene: Scene, off: str, side: str) -> None
         "mark": "bad",
         "text": f"120 s {side} the server's",
     }
+    assert scene.site.holes() == []
+
+
+@pytest.mark.parametrize(("off", "side"), [("-172800", "behind"), ("+100000", "ahead of")])
+def test_a_clock_that_is_days_off(scene: Scene, off: str, side: str) -> None:
+    """The server hears nothing that is stamped so; asked by other times, it tells its own."""
+    unasked = scene.doctor(env=faketime(scene.lab, off), timeout="1")
+    assert unasked.diagnosis in ("silent", "clock")  # a clock behind its own files is known
+    assert "this machine's clock says 20" in unasked.advice
+    found = scene.doctor(f"tcp/{PORT}", "--clock", env=faketime(scene.lab, off), timeout="1")
+    assert (found.code, found.diagnosis) == (3, "clock"), found
+    assert re.search(rf"clock is (2 d|1 d 3 h|1 d 23 h) {side} the server's", found.advice), found
+    assert found.check("clock")["mark"] == "bad"
+    assert found.told["clock_lead_s"] == pytest.approx(-int(off), abs=10)
     assert scene.site.holes() == []
 
 
@@ -350,7 +365,19 @@ def test_a_key_that_nobody_enrolled(scene: Scene) -> None:
 def test_no_gate_at_all(scene: Scene) -> None:
     found = scene.doctor(host="bare", timeout="2")
     assert (found.code, found.diagnosis) == (3, "no gate"), found
-    assert f"tcp/{PORT} answers without one" in found.advice
+    assert f"tcp/{PORT} of {scene.bare.v4} answers without one" in found.advice
+    assert "leads to another machine" in found.advice
+    assert "connect as it is" not in found.advice
+
+
+def test_a_hole_of_before(scene: Scene) -> None:
+    """The port answers, while the knocks of now are not heard, nor what closes it."""
+    scene.knock(f"tcp/{PORT}")
+    with firewall(f"udp dport {DEFAULT_PORT} drop", scene.router):
+        found = scene.doctor(timeout="1")
+    assert (found.code, found.diagnosis) == (3, "open already"), found
+    assert "a hole of before is still open" in found.advice
+    scene.alice.client(scene.client, "close", "site", f"tcp/{PORT}")
 
 
 def test_a_name_that_means_nothing(scene: Scene) -> None:

@@ -57,6 +57,7 @@ def main() -> None:
     On the machine of whoever knocks:
       spa-keys generate             a private key; prints the line to be enrolled
       spa-keys generate --agent     the same, where an SSH key in ssh-agent signs
+      spa-keys mine                 which there are
       spa-keys show                 that line again
       spa-keys rotate               a new key to take its place
     \b
@@ -175,8 +176,9 @@ def enroll(
 def list_keys(
     *, name: str | None, with_revoked: bool, of_invites: bool, as_json: bool, database: Path
 ) -> None:
-    """Lists the enrolled keys: whose, in which roles, until when, and when last seen.
+    """Lists the enrolled keys.
 
+    Whose, in which roles, until when, and when last seen.
     Of a key that is being replaced, by which; both are good until the new one is first used, or
     until the old one expires.
 
@@ -212,10 +214,10 @@ def list_keys(
 @database_option
 @control_option
 def revoke(name: str, yes: bool, database: Path, control: Path) -> None:
-    """Revokes a key, or all keys and invites of an identity, at once and for good.
+    """Revokes a key, or all keys and invites of an identity.
 
-    Holes that are open by them close. The identity keeps its roles for a new key. At a terminal
-    it asks before it takes more than one.
+    At once and for good: holes that are open by them close. The identity keeps its roles for a new
+    key. At a terminal it asks before it takes more than one.
     """
     with opened(database) as registry:
         heads = registry.revocable(name)

@@ -69,6 +69,6 @@ def script(program: click.Command, name: str, shell: str) -> str:
 @click.argument("shell", metavar="bash|zsh|fish", type=click.Choice(SHELLS))
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> None:
-    """Prints what makes a shell complete this program's commands, options and names."""
+    """Prints what makes a shell complete commands, options, names."""
     root = ctx.find_root()
     click.echo(script(root.command, root.info_name or "", shell), nl=False)

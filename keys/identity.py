@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from keys.agent import Tell
 
 __all__ = [
+    "Described",
     "Identity",
     "KeyFileError",
+    "describe",
     "generate",
     "in_agent",
     "is_in_keyring",
@@ -163,6 +165,23 @@ def load_public(path: Path) -> tuple[PublicKey, str]:
     """The public key and the comment, without the passphrase. Raises KeyFileError."""
     file = keyfile.load(path, Kind.CLIENT)
     return _public(path, file), file.comment
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a key file says of itself. `guard` is `passphrase`, `keyring` or `nothing`."""
+
+    public: PublicKey
+    comment: str
+    guard: str
+    is_in_agent: bool
+
+
+def describe(path: Path) -> Described:
+    """What can be known without the passphrase. Raises KeyFileError."""
+    file = keyfile.load(path, Kind.CLIENT)
+    guard = "nothing" if file.kdf is None else "keyring" if file.kdf.in_keyring else "passphrase"
+    return Described(_public(path, file), file.comment, guard, file.signing == _IN_AGENT)
 
 
 def is_in_keyring(path: Path) -> bool:

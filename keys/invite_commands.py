@@ -81,7 +81,7 @@ def invite(
     database: Path,
     control: Path,
 ) -> None:
-    """Makes one line by which the machine of IDENTITY enrols a key of its own.
+    """Makes a line by which IDENTITY's machine enrols a key.
 
     The line is a secret, good for one key: hand it over privately. It is shown once and kept
     nowhere; the registry keeps its public half, with which nobody can join.
@@ -128,7 +128,10 @@ def invite(
         f"{local_minute(expires_at_us)}. Its id is {invite_id}."
     )
     note(f"Clients knock at {made.endpoint}; where that is not so, give --host.")
-    note("It is a secret: hand it over privately. There: spa-client join 'spa://...'")
+    note(
+        "It is a secret: hand it over privately. There: spa-client join -, and paste it (as an "
+        "argument it would stay in the shell's history)."
+    )
     if needs_approval:
         note(f"The key that joins waits for: {PROGRAM} approve {name}")
 
@@ -161,8 +164,9 @@ def pending(as_json: bool, database: Path) -> None:
 @database_option
 @control_option
 def approve(name: str, expires: str | None, database: Path, control: Path) -> None:
-    """Lets a key knock that joined by an invite and waits, in the invite's roles.
+    """Lets a key knock that joined by an invite and waits.
 
+    In the roles of the invite.
     Compare its id with the one that its owner sees, for whoever had the invite could join.
     """
     at_us = now_us()

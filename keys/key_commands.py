@@ -1,4 +1,4 @@
-"""The commands of `spa-keys` about one's own private keys: generate, show, rotate, passphrase."""
+"""The commands of `spa-keys` about one's own private keys."""
 
 import os
 import sys
@@ -9,14 +9,15 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from keys import identity, newkey, passphrase, privatefile
-from keys.console import Trouble, asker, note, say
+from keys import identity, newkey, own, passphrase, privatefile
+from keys.console import Trouble, asker, note, print_json, say
 from keys.identity import Identity
 from keys.newkey import Wanted, new_passphrase
 from keys.options import (
     NAME,
     PATH,
     PROGRAM,
+    as_json_option,
     directory_option,
     keyring_option,
     new_key_options,
@@ -28,7 +29,8 @@ from keys.trouble import ExitCode
 from spa_protocol import keytext
 from spa_protocol.publickey import PublicKey
 
-_name_argument = click.argument("name", type=NAME, default="default")
+_new_name_argument = click.argument("name", type=NAME, default=own.DEFAULT)
+_name_argument = click.argument("name", type=NAME, required=False)
 
 
 @click.command(
@@ -39,13 +41,14 @@ _name_argument = click.argument("name", type=NAME, default="default")
     "  spa-keys generate --agent                        the same, with a key that it holds\n"
     "  spa-keys generate | ssh root@db1 spa-keys enroll alice --key-file -"
 )
-@_name_argument
+@_new_name_argument
 @new_key_options
 @click.option("--force", is_flag=True, help="Replace the key of this name, for good.")
 @click.pass_context
 def generate(ctx: click.Context, /, *, name: str, directory: Path, force: bool, **how: Any) -> None:
-    """Makes a private key, NAME.key, and prints the line to be enrolled on the server.
+    """Makes a private key and prints the line to be enrolled.
 
+    The key is NAME.key; the line is for the operator of the server.
     With --ssh or --agent the signing half is an SSH key, which stays in ssh-agent: each knock asks
     the agent, so it must be running and hold the key.
     """
@@ -61,10 +64,35 @@ def generate(ctx: click.Context, /, *, name: str, directory: Path, force: bool, 
 @_name_argument
 @click.option("--fingerprint", is_flag=True, help="Only the key's id, as lists and logs show it.")
 @directory_option
-def show(name: str, fingerprint: bool, directory: Path) -> None:
-    """Prints the line of a private key that is to be enrolled. It needs no passphrase."""
-    public, comment = identity.load_public(key_path(directory, name))
+def show(name: str | None, fingerprint: bool, directory: Path) -> None:
+    """Prints the line of a private key that is to be enrolled.
+
+    It needs no passphrase. Without NAME it is the key called default, else the only one.
+    """
+    path = key_path(directory, own.meant(directory, name))
+    public, comment = identity.load_public(path)
     say(public.key_id if fingerprint else keytext.format_key(public, comment))
+
+
+@click.command(epilog="\b\nExamples:\n  spa-keys mine\n  spa-keys mine --json | jq -r '.[].path'")
+@as_json_option
+@directory_option
+def mine(as_json: bool, directory: Path) -> None:
+    """Lists your own private keys: name, id, and what guards each.
+
+    'spa-client join' makes one for each server, named after it. Which server has which:
+    'spa-client hosts'. What a server has enrolled is listed there, by 'spa-keys list'.
+    """
+    found = own.own_keys(directory)
+    if as_json:
+        print_json(own.as_json(found))
+    elif any(not key.problem for key in found):
+        click.echo(own.as_table(found))
+    elif not found:
+        note(f"No key is in {directory}; make one: {PROGRAM} generate, or spa-client join -")
+    for key in found:
+        if key.problem:
+            note(f"{PROGRAM}: {key.problem}")
 
 
 @click.command(
@@ -78,12 +106,17 @@ def show(name: str, fingerprint: bool, directory: Path) -> None:
 @click.option("--finish", is_flag=True, help="Put the new key in the place of the old one.")
 @new_key_options
 @click.pass_context
-def rotate(ctx: click.Context, /, *, name: str, finish: bool, directory: Path, **how: Any) -> None:
-    """Makes a new key to take the place of NAME, and prints the line to be enrolled.
+def rotate(
+    ctx: click.Context, /, *, name: str | None, finish: bool, directory: Path, **how: Any
+) -> None:
+    """Makes a new key to take the place of NAME; prints its line.
+
+    Without NAME it is the key called default, else the only one ('spa-keys mine').
 
     The new key is NAME.next until --finish; then the old one is NAME.old. A server takes both for
     a while (spa-keys enroll --replaces), and lets go of the old one when the new one is first used.
     """
+    name = own.meant(directory, name)
     path, following = key_path(directory, name), key_path(directory, f"{name}.next")
     old, _ = identity.load_public(path)
     if finish:
@@ -96,6 +129,7 @@ def rotate(ctx: click.Context, /, *, name: str, finish: bool, directory: Path, *
     else:
         _make(following, _wanted(ctx, how), overwrite=False)
     note(f"On each server: {PROGRAM} enroll IDENTITY --key 'the line' --replaces {old.key_id}")
+    note(f"Try it: spa-client knock HOST --key {name}.next")
     note(f"When all have it: {PROGRAM} rotate {name} --finish")
 
 
@@ -119,7 +153,7 @@ def rotate(ctx: click.Context, /, *, name: str, finish: bool, directory: Path, *
 @directory_option
 def change_passphrase(
     *,
-    name: str,
+    name: str | None,
     wants_passphrase: bool | None,
     passphrase_file: Path | None,
     new_file: Path | None,
@@ -134,7 +168,8 @@ def change_passphrase(
     wanted = Wanted(wants_passphrase=wants_passphrase, wants_keyring=wants_keyring)
     if wants_passphrase is False and new_file is not None:
         raise click.UsageError("--no-passphrase and --new-passphrase-file exclude each other")
-    path, ask, file = key_path(directory, name), asker(), passphrase_file
+    path = key_path(directory, own.meant(directory, name))
+    ask, file = asker(), passphrase_file
     if ask is None and new_file is None and wants_passphrase is not False:
         hint = "give --no-passphrase or --new-passphrase-file"
         what = "there is no terminal to ask for a passphrase"
@@ -149,7 +184,7 @@ def change_passphrase(
     note(f"{path} is now guarded by {guard}.")
 
 
-COMMANDS: Final = (generate, show, rotate, change_passphrase)
+COMMANDS: Final = (generate, mine, show, rotate, change_passphrase)
 
 
 def key_path(directory: Path, name: str) -> Path:

@@ -37,8 +37,9 @@ def export_keys(
     directory: Path,
     config: Path,
 ) -> None:
-    """Writes your keys and the configuration of spa-client into one FILE, under a passphrase.
+    """Writes your keys and configuration into one FILE.
 
+    The configuration is spa-client's; a passphrase guards the file.
     For a new machine that takes the place of this one. A further machine is better off with a key
     of its own, which can be revoked by itself.
     """
@@ -66,9 +67,10 @@ def export_keys(
 def import_keys(
     *, file: Path, force: bool, passphrase_file: Path | None, directory: Path, config: Path
 ) -> None:
-    """Unpacks the FILE of an export: keys and configuration, all of it or nothing.
+    """Unpacks the FILE of an export, all of it or nothing.
 
-    What is there already, and the same, stays. Keys keep the passphrases that they had.
+    It has keys and the configuration. What is there already, and the same, stays. Keys keep the
+    passphrases that they had.
     """
     known = passphrase_file
     ask = asker() if known is None else lambda _: passphrase.from_file(known)

@@ -30,8 +30,9 @@ import selectors
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, cycle, islice, product, repeat
 from typing import Final, Protocol, TypeAlias
 
@@ -48,6 +49,9 @@ _FIRST_WAITS_MS: Final = (300, 700)
 _FURTHER_WAITS_MS: Final = 1000
 _MAX_DATAGRAMS_AT_ONCE: Final = 256
 _MAX_PAYLOAD: Final = 65_535
+_STAMPED_AT_ONCE: Final = 16
+_STAMPED_PAUSE_S: Final = 0.01
+_STAMPED_PATIENCE_S: Final = 1.0
 _IP_RECVERR: Final = 11
 _IPV6_RECVERR: Final = 25
 
@@ -301,6 +305,38 @@ def send_only(
         for talk, number in product(talks, numbers):
             talk.send(composer, freshness or Freshness(), number)
         return unopened + [talk.silence() for talk in talks]
+
+
+def _clock_with(offset_s: int) -> int:
+    return wall_clock_us() + offset_s * 1_000_000
+
+
+def answer_at_other_times(
+    target: Target,
+    composer: Composer,
+    offsets_s: Sequence[int],
+    *,
+    carrier: Carrier = UDP,
+) -> Answer | None:
+    """Asks once for each offset from this machine's clock, stamped as if that were the time.
+
+    A server hears only what is stamped within minutes of its own time, and answers nothing else: so
+    this finds it where this clock is far off. The answer has the server's time. Each request is a
+    new one and is signed: what is asked for must be harmless at whatever time it arrives. Each
+    bears the key's tag of that time, so whoever sees them knows tags that are to come (ADR 31).
+    """
+    with contextlib.ExitStack() as stack:
+        waiting, _ = _open([target], carrier, stack)
+        for begin in range(0, len(offsets_s), _STAMPED_AT_ONCE):
+            for offset_s in offsets_s[begin : begin + _STAMPED_AT_ONCE]:
+                for talk in waiting:
+                    talk.send(composer, Freshness(partial(_clock_with, offset_s)))
+            is_last = begin + _STAMPED_AT_ONCE >= len(offsets_s)
+            wait_s = _STAMPED_PATIENCE_S if is_last else _STAMPED_PAUSE_S
+            answer = _listen(waiting, composer, Freshness(), time.monotonic() + wait_s)
+            if answer is not None:
+                return answer
+    return None
 
 
 def own_address(target: Target) -> Address:

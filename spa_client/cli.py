@@ -22,6 +22,7 @@ _WHERE: Final = {
     "hosts": "spa_client.commands.hosts:hosts",
     "join": "spa_client.commands.join:join",
     "knock": "spa_client.commands.knock:knock",
+    "remove": "spa_client.commands.remove:remove",
     "ssh-config": "spa_client.commands.ssh_config:ssh_config",
 }
 
@@ -66,7 +67,7 @@ def main() -> None:
     """Opens ports of a server for this machine, by one signed datagram.
 
     \b
-      spa-client join 'spa://db1...'          an invite that its operator gave you
+      spa-client join -                       and paste the invite that its operator gave you
       spa-client add db1 'spa-server AX...'   or a server line, where your key is enrolled
     \b
     Then no further command is needed:

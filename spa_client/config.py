@@ -71,6 +71,12 @@ class Host:
         return frozenset(map(plain_name, (self.name, self.address, self.server.endpoint.host)))
 
     @property
+    def short_names(self) -> frozenset[str]:
+        """`db1` for a host `db1.internal`: what people type where a search domain would do."""
+        dotted = (name for name in self.found_by if "." in name and not _is_address(name))
+        return frozenset(name.partition(".")[0] for name in dotted) - self.found_by
+
+    @property
     def knocks_on(self) -> Endpoint:
         """The address and the UDP port that its knocks go to."""
         return Endpoint(self.address, self.server.endpoint.port)
@@ -91,18 +97,30 @@ class Config:
 
     def find(self, written: str) -> Host:
         """The host of this name, else the one of this name or address in other letters (ssh asks
-        in small ones). Raises UnknownHost."""
+        in small ones), else the one whose name or address begins with this label (`db1` for
+        `db1.internal`). Raises UnknownHost."""
         if written in self.hosts:
             return self.hosts[written]
         at = plain_name(written)
-        found = [host for host in self.hosts.values() if at in host.found_by]
+        whole = [host for host in self.hosts.values() if at in host.found_by]
+        found = whole or [host for host in self.hosts.values() if at in host.short_names]
         if len(found) == 1:
             return found[0]
         if found:
             names = ", ".join(host.name for host in found)
-            raise UnknownHost(f"{written} is the address of {names}", "say which of them")
+            what = "the address" if whole else "short"
+            of = "of" if whole else "for"
+            raise UnknownHost(f"{written} is {what} {of} {names}", "say which of them")
         hint = f"see 'spa-client hosts', or: spa-client add {written} 'spa-server ...'"
         raise UnknownHost(f"no host {written!r} in {self.path}", hint)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        plain_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def plain_name(host: str) -> str:
@@ -274,6 +292,49 @@ def enter(path: Path, new: NewHost, *, dry_run: bool = False) -> Host:
         values = {"server": new.server, "key": new.key}
         whole = _changed(text, path, new.name, {k: v for k, v in values.items() if v is not None})
     return parse(whole, path).hosts[new.name] if dry_run else _write(path, whole, new.name)
+
+
+def remove(path: Path, name: str) -> None:
+    """Takes a host out of the file; all other lines stay as they are. Raises FileProblem.
+
+    Where its table is written in a way that no program can take out safely, nothing is changed.
+    """
+    text = tomlfile.read_text(path) or ""
+    wanted = tomlfile.parse(text, path)
+    del wanted["hosts"][name]
+    whole = "\n".join(_without_table(text.split("\n"), name))
+    try:
+        found = tomlfile.parse(whole, path)
+    except FileProblem:
+        found = {}
+    if _with_hosts(found) != _with_hosts(wanted):
+        where = f"hosts.{tomlfile.quoted(name)}"
+        raise FileProblem(path, where, "cannot be taken out by a program", "take it out by hand")
+    parse(whole, path)
+    privatefile.write(path.resolve(), whole.encode(), overwrite=True)
+
+
+def _with_hosts(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A file without hosts may have an empty table of them, or none: it means the same."""
+    return {**found, "hosts": found.get("hosts", {})}
+
+
+def _without_table(lines: list[str], name: str) -> list[str]:
+    """The lines without the host's table, and without the empty lines before it.
+
+    Comments right before the next table are that one's, and stay.
+    """
+    begin = next((i for i, line in enumerate(lines) if _heads(line, name)), len(lines))
+    after = range(begin + 1, len(lines))
+    end = next((i for i in after if lines[i].lstrip().startswith("[")), len(lines))
+    if end < len(lines):
+        while end > begin + 1 and lines[end - 1].lstrip().startswith("#"):
+            end -= 1
+    kept = lines[:begin]
+    while kept and not kept[-1].strip():
+        kept.pop()
+    rest = lines[end:]
+    return [*kept, *([""] if kept else []), *rest]
 
 
 def _write(path: Path, whole: str, name: str) -> Host:

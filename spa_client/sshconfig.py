@@ -3,9 +3,10 @@
     Host db1 db1.internal
         ProxyCommand spa-client connect %h %p
 
-A host is named as the configuration names it and by its address, where that is its alone: whichever
-ssh is called with, `connect` finds it. What could mean something else in ssh_config, a pattern for
-one, is left out.
+A host is named as the configuration names it, by its address, and by the first label of either
+(`db1` of `db1.internal`), where that is its alone: whichever ssh is called with, `connect` finds
+it. A first label for which a person has a block of their own is left to that. What could mean
+something else in ssh_config, a pattern for one, is left out.
 """
 
 import re
@@ -13,7 +14,7 @@ import shlex
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,19 +24,30 @@ PROGRAM: Final = "spa-client"
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:-]*")
 
 
-def block(host: Host, known: Iterable[Host], command: str) -> str | None:
-    """The lines of one host among those that are known; None where no name can stand there."""
-    names = [name for name in _names(host, known) if _PLAIN.fullmatch(name)]
+def block(
+    host: Host, known: Iterable[Host], command: str, taken: Collection[str] = ()
+) -> str | None:
+    """The lines of one host among those that are known; None where no name can stand there.
+
+    `taken` are the names of the blocks that a person has written.
+    """
+    names = [name for name in _names(host, list(known), taken) if _PLAIN.fullmatch(name)]
     if not names:
         return None
     return f"Host {' '.join(names)}\n    ProxyCommand {command}"
 
 
-def _names(host: Host, known: Iterable[Host]) -> list[str]:
+def _names(host: Host, known: Sequence[Host], taken: Collection[str]) -> list[str]:
     """What `Config.find` takes for this host and no other."""
     uses = Counter(name for each in known for name in each.found_by)
+    short_uses = Counter(name for each in known for name in each.short_names)
     own = [a for a in (host.address, host.server.endpoint.host) if uses[plain_name(a)] == 1]
-    return list(dict.fromkeys([host.name, *own]))
+    short = [
+        name
+        for name in sorted(host.short_names)
+        if short_uses[name] == 1 and name not in uses and name not in taken
+    ]
+    return list(dict.fromkeys([host.name, *own, *short]))
 
 
 def proxy_command(options: Sequence[str]) -> str:

@@ -17,14 +17,39 @@ from keys.trouble import Trouble
 INCLUDED: Final = "spa_hosts"
 _INCLUDE: Final = re.compile(r"\s*include\b.*\bspa_hosts\b", re.IGNORECASE)
 _SECTION: Final = re.compile(r"\s*(host|match)\b", re.IGNORECASE)
+_HOST: Final = re.compile(r"\s*host(?:\s*=\s*|\s+)(.*)", re.IGNORECASE)
 _MAX_SIZE: Final = 1 << 20
 _BY_HAND: Final = "put it there yourself: spa-client ssh-config"
 _HEAD: Final = "# Written by `spa-client ssh-config --install`: changes here are lost.\n"
 
 
 def ssh_directory() -> Path:
-    """Where ssh has the configuration of the person who calls."""
-    return Path.home() / ".ssh"
+    """Where ssh has the configuration of the person who calls. Raises Trouble."""
+    try:
+        return Path.home() / ".ssh"
+    except RuntimeError:
+        raise Trouble("this user has no home directory", "set HOME") from None
+
+
+def own_names(directory: Path) -> frozenset[str]:
+    """The names, in small letters, of the blocks that the person has written. Raises Trouble.
+
+    Patterns among them are left out: they are for hosts in general, as those of `Host *`.
+    """
+    lines = (_content(directory / "config") or "").splitlines()
+    heads = (match for match in map(_HOST.match, lines) if match)
+    names = (word.strip('"').lower() for head in heads for word in head[1].split())
+    return frozenset(name for name in names if not set("*?!#") & set(name))
+
+
+def is_installed(blocks: str, directory: Path) -> bool | None:
+    """Whether the file of our own has these blocks; None where there is none. Raises Trouble."""
+    content = _content(directory / INCLUDED)
+    return None if content is None else content == _text(blocks)
+
+
+def _text(blocks: str) -> str:
+    return f"{_HEAD}\n{blocks}\n"
 
 
 def install(blocks: str, directory: Path) -> list[Path]:
@@ -33,7 +58,7 @@ def install(blocks: str, directory: Path) -> list[Path]:
     Raises Trouble; the person's own configuration is then as it was.
     """
     own, written = directory / INCLUDED, []
-    text = f"{_HEAD}\n{blocks}\n"
+    text = _text(blocks)
     if _content(own) != text:
         privatefile.write(own, text.encode(), overwrite=True)
         written.append(own)

@@ -62,6 +62,7 @@ def address(
     lost: int = 0,
     seen: tuple[Address, ...] = (),
     closed: bool = False,
+    unopened: Reach | None = None,
 ) -> AddressFound:
     """An address where of eight probes so many were lost, and others came from elsewhere."""
     probes: list[Answer | Silence] = [answer(seen=each) for each in seen]
@@ -69,7 +70,7 @@ def address(
     found = answer() if result is None else result
     if isinstance(found, Answer):
         found = replace(found, target=target)
-    return AddressFound(target, own, "", found, probes, list(ports), closed)
+    return AddressFound(target, own, "", found, probes, list(ports), closed, unopened)
 
 
 def open_port(access: Access = SSH) -> PortFound:
@@ -140,16 +141,40 @@ RULES: dict[str, tuple[Examination, Diagnosis, int, str]] = {
         "the network answers for the server (connection refused)",
     ),
     "no gate": (
-        examined(address(silent(REJECTED), port(Reach.OPEN))),
+        examined(address(silent(REJECTED), port(Reach.OPEN), unopened=Reach.REFUSED)),
         Diagnosis.NO_GATE,
         3,
-        "tcp/22 answers without one",
+        "tcp/22 of 10.0.0.5 answers without one: db1 leads to another machine",
     ),
     "no gate, no service": (
-        examined(address(silent(), port(Reach.REFUSED))),
+        examined(address(silent(), port(Reach.REFUSED), unopened=Reach.REFUSED)),
         Diagnosis.NO_GATE,
         3,
-        "no gate stands before it",
+        "or no gate stands there; ask the operator whether 10.0.0.5 is its address, before you",
+    ),
+    "a hole of before": (
+        examined(address(silent(), port(Reach.OPEN), unopened=Reach.SILENT)),
+        Diagnosis.OPEN_ALREADY,
+        3,
+        "a hole of before is still open",
+    ),
+    "a clock that is days off": (
+        replace(examined(address(silent(), port(Reach.OPEN))), lead_s=172_800.0),
+        Diagnosis.CLOCK,
+        3,
+        "this machine's clock is 2 d behind the server's, so the server hears no knock",
+    ),
+    "a clock before a file": (
+        replace(examined(address(silent(), port(Reach.SILENT))), newer=Path("/k"), clock_s=0.0),
+        Diagnosis.CLOCK,
+        3,
+        "clock says 1970-01-01 00:00 UTC, before /k was written",
+    ),
+    "an answer to another time, and a clock that is right": (
+        replace(examined(address(silent(), port(Reach.SILENT))), lead_s=0.4),
+        Diagnosis.SILENT,
+        3,
+        "udp/62201 is blocked on the way",
     ),
     "replies get lost": (
         examined(address(silent(), port(Reach.OPEN), closed=True)),

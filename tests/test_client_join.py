@@ -235,8 +235,9 @@ class TestJoined:
         assert ended.out == [
             "db1 (127.0.0.1): joined; the server says: welcome, alice",
             f"db1 is in {home.config}, its key {key_id} in {home.spa}/keys/{word}.key",
-            "the key works; now: spa-client knock db1 tcp/22",
-            "or have ssh knock by itself: spa-client ssh-config --install",
+            "the key works; now: spa-client knock db1 ACCESS, such as tcp/5432 (ask its operator "
+            "which)",
+            "if that is ssh, have it knock by itself: spa-client ssh-config --install",
         ]
         host = config.load(home.config, home.spa / "keys").hosts["db1"]
         assert (host.server.public, host.server.endpoint) == (server.key.public, invite.endpoint)

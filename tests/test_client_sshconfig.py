@@ -36,6 +36,26 @@ def test_a_host_by_its_name_and_its_addresses() -> None:
     )
 
 
+def test_the_first_label_of_a_host_is_a_name_of_it_too() -> None:
+    db1 = host("db1.internal", "db1.internal")
+    assert names(sshconfig.block(db1, [db1], "")) == ["db1.internal", "db1"]
+    assert Config(Path(), Path(), {db1.name: db1}).find("db1") is db1
+
+
+def test_a_first_label_that_means_something_else_is_left_out() -> None:
+    one, two = host("db1.internal", "db1.internal"), host("db1.other", "db1.other")
+    assert names(sshconfig.block(one, [one, two], "")) == ["db1.internal"]
+    named = host("db1", "10.0.0.5")
+    known = Config(Path(), Path(), {one.name: one, named.name: named})
+    assert names(sshconfig.block(one, known.hosts.values(), "")) == ["db1.internal"]
+    assert known.find("DB1") is named
+    assert names(sshconfig.block(one, [one], "", {"db1"})) == ["db1.internal"]
+    with pytest.raises(config.UnknownHost, match=r"db1 is short for db1\.internal, db1\.other"):
+        Config(Path(), Path(), {one.name: one, two.name: two}).find("db1")
+    address = host("10.0.0.5", "10.0.0.5")
+    assert names(sshconfig.block(address, [address], "")) == ["10.0.0.5"]
+
+
 def test_an_address_that_two_hosts_have_is_left_out() -> None:
     one, two = host("one", "gate.internal"), host("two", "gate.internal", at="10.0.0.5")
     assert names(sshconfig.block(one, [one, two], "")) == ["one"]

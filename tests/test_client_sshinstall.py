@@ -9,7 +9,7 @@ import pytest
 
 from keys.trouble import Trouble
 from spa_client import config
-from spa_client.sshinstall import install
+from spa_client.sshinstall import install, own_names
 from tests.test_client_fake_server import serving
 
 BLOCK = "Host db1\n    ProxyCommand spa-client connect %h %p"
@@ -71,6 +71,14 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
     assert shared.read_text() == f"{INCLUDE}\nHost *\n"
 
 
+def test_a_block_that_a_person_has_written_keeps_its_name(tmp_path: Path) -> None:
+    lines = 'Host web *.example !db9\n  Port 22\nhost=DB1 "db 2"\n# Host no\nHostName not\n'
+    (tmp_path / "config").write_text(lines)
+    assert own_names(tmp_path) >= {"web", "db1"}
+    assert not own_names(tmp_path) & {"*.example", "!db9", "no", "not"}
+    assert own_names(tmp_path / "nowhere") == frozenset()
+
+
 def test_what_cannot_be_written_is_said_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "config").mkdir()
     with pytest.raises(Trouble, match=r"config cannot be .*; put it there yourself"):
@@ -83,7 +91,7 @@ def test_ssh_itself_reads_it(tmp_path: Path) -> None:
     (home / ".ssh").mkdir(parents=True)
     (home / ".ssh" / "config").write_text("Host *\n    User alice\n")
     with serving() as server:
-        entry = config.NewHost("db1", str(server.line), address="db1.internal")
+        entry = config.NewHost("db1.internal", str(server.line))
         config.add(tmp_path / "config.toml", entry)
     program = [sys.executable, "-c", "from spa_client.cli import main; main()", "ssh-config"]
     options = ["--install", "--config", str(tmp_path / "config.toml")]
@@ -96,10 +104,11 @@ def test_ssh_itself_reads_it(tmp_path: Path) -> None:
     config_text = (home / ".ssh" / "config").read_text()
     whole = config_text.replace("Include spa_hosts", f"Include {home}/.ssh/spa_hosts")
     (tmp_path / "whole").write_text(whole)
-    asked = ["ssh", "-G", "-F", str(tmp_path / "whole"), "db1.internal"]
-    said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert "user alice" in said
-    assert any(line.startswith("proxycommand ") and "connect" in line for line in said)
+    for name in ("db1.internal", "db1"):
+        asked = ["ssh", "-G", "-F", str(tmp_path / "whole"), name]
+        said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
+        assert "user alice" in said
+        assert any(line.startswith("proxycommand ") and "connect" in line for line in said)
 
 
 def test_hosts_cannot_be_chosen() -> None:

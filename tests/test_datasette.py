@@ -134,3 +134,25 @@ def test_the_pages_show_what_columns_mean_and_hide_what_is_nobodys_business(host
     tables = json.loads(get(host, "/spa.json"))["tables"]
     hidden = {table["name"] for table in tables if table["hidden"]}
     assert hidden >= {"burned", "burned_floor", "reserve"}
+
+
+def test_the_copy_is_made_as_the_page_says_without_a_program_more(
+    host: Host, tmp_path: Path
+) -> None:
+    text = (DOCS / "datasette.md").read_text(encoding="utf-8")
+    script = text[text.index("    umask 077") :].partition("\n\n")[0]
+    typed = "\n".join(line.removeprefix("    ") for line in script.splitlines())
+    for program in ("sh", "python3"):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        found = "/bin/sh" if program == "sh" else sys.executable
+        (tmp_path / "bin" / program).symlink_to(found)
+    subprocess.run(
+        ["/bin/sh", "-euc", typed.replace("/var/lib/spa/", f"{host.database.parent}/")],
+        cwd=tmp_path,
+        env={"PATH": str(tmp_path / "bin")},
+        check=True,
+    )
+    for name in ("spa", "denials"):
+        copy = tmp_path / f"{name}.db"
+        assert copy.stat().st_mode & 0o077 == 0
+        assert columns_of(copy) == columns_of(host.database.parent / f"{name}.db")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 import keys.cli
 import spa_client.cli
@@ -51,10 +52,38 @@ def test_every_command_and_option_is_in_its_man_page(page: str) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("page", ["spa-client.1", "spa-keys.1"])
-def test_the_help_of_every_command_has_an_example(page: str) -> None:
-    told = {name: command.epilog or "" for name, command in commands(PAGES[page])}
-    assert [name for name in told if "Example" not in told[name]] == []
+def help_of(program: click.Group, name: str) -> str:
+    """What `program name --help` prints at a terminal of 80 columns."""
+    done = CliRunner().invoke(program, [*name.split(), "--help"], terminal_width=80)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_help_of_every_command_has_an_example_that_it_understands(page: str) -> None:
+    """The example names the command, and no option that is not there."""
+    program = PAGES[page]
+    for name, command in commands(program):
+        _, _, examples = help_of(program, name).partition("Example")
+        called = f"(?:{program.name}|PROGRAM)(?: --config \\S+)? {name}"
+        lines = re.findall(rf"^ .*\b{called}\b(.*)", examples, re.MULTILINE)
+        assert lines, f"{name} has no example"
+        if isinstance(command, click.Group):
+            continue
+        there = {each for param in command.params for each in (*param.opts, *param.secondary_opts)}
+        for line in lines:
+            own = re.split(r" -- | [|;]| && ", line)[0]
+            assert set(re.findall(r"(?<=\s)--[a-z][a-z-]*", own)) <= there, f"{name}:{line}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_summary_of_a_command_is_cut(page: str) -> None:
+    program = PAGES[page]
+    groups = [name for name, command in commands(program) if isinstance(command, click.Group)]
+    for name in ("", *groups):
+        _, _, listed = help_of(program, name).partition("\nCommands:\n")
+        assert listed
+        assert [line for line in listed.splitlines() if line.endswith("...")] == []
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -518,7 +518,8 @@ class TestInviteCommand:
         assert first.startswith("For alice, roles dba, ops; good for one key until 2")
         assert kept.key_id in first
         assert "Clients knock at db1.example:62201" in second
-        assert "spa-client join" in third
+        assert "spa-client join -, and paste it" in third
+        assert "join '" not in third
 
     def test_the_token_is_in_the_line_alone(self, host: Site) -> None:
         ended, made = host.invite("alice")

@@ -25,6 +25,7 @@ from spa_server.report.buckets import DAY_US, HOUR_US, WEEK_US, Buckets
 from tests import chromium
 from tests.reported import Host, busy
 
+plots_module = pytest.importorskip("spa_server.report.plots", reason="[report] is not installed")
 page_module = pytest.importorskip("spa_server.report.page", reason="[report] is not installed")
 
 NASTY = "<script>alert(1)</script>\"'&\x1b[31m\u202eevil {{ 7 * 7 }} {count.__class__}"
@@ -386,6 +387,89 @@ def test_a_plot_has_no_script_style_or_link_and_says_its_numbers(host: Host) -> 
     assert any("<title>2026-" in drawing or "<title>20" in drawing for drawing in drawings)
 
 
+def drawn(text: str, caption: str) -> str:
+    """The first plot of this caption."""
+    return text.split(f"<figcaption>{caption}</figcaption>")[1].split("</svg>", maxsplit=1)[0]
+
+
+def test_an_axis_of_counts_has_each_whole_number_once(host: Host) -> None:
+    host.enrol("erin", days_ago=12)
+    plot = drawn(page(host), "Keys in force by age")
+    axis = plot.split('class="axis x"')[1] if 'class="axis x"' in plot else plot
+    labels = re.findall(r"<text[^>]*>(\d+)</text>", axis)
+    assert labels == ["0", "1", "2"]
+
+
+@given(most=st.integers(min_value=0, max_value=10**12), steps=st.integers(2, 5))
+def test_the_labels_of_an_axis_are_few_rising_and_enough(most: int, steps: int) -> None:
+    labels = plots_module.ticks(most, steps)
+    assert labels[0] == 0
+    assert labels[-1] >= most
+    assert 2 <= len(labels) <= steps + 1
+    assert len({later - earlier for earlier, later in pairwise(labels)}) == 1
+
+
+def test_refused_is_red_and_accepted_green_whatever_stands_beside_it(host: Host) -> None:
+    def tones(text: str) -> list[str]:
+        plot = drawn(text, "Knocks and connections by day")
+        return list(dict.fromkeys(re.findall(r'class="series serie-\d+ ([\w-]+)"', plot)))
+
+    assert tones(page(host)) == ["tone-plain", "tone-bad"]
+    host.note(Event.KNOCK_ACCEPTED, 1, identity="alice")
+    assert tones(page(host)) == ["tone-plain", "tone-good", "tone-bad"]
+    assert "tone-bad" in drawn(page(host), "Refused knocks by reason")
+
+
+# Of many
+
+
+@pytest.fixture
+def crowd(host: Host) -> Host:
+    """300 people more, of whom one is unlike the others, and 150 who reach nothing."""
+    for number in range(299):
+        host.enrol(f"person-{number:03}", "ops", days_ago=20)
+    host.enrol("unlike", "ops", "dba", days_ago=20)
+    for number in range(150):
+        host.enrol(f"idle-{number:03}", days_ago=20)
+    host.uses("person-007", "roles.ops.allow[0]", "tcp/22")
+    host.uses("person-008", "roles.ops.allow[0]", "tcp/22")
+    return host
+
+
+def test_of_many_people_those_who_reach_the_same_are_one_row(crowd: Host) -> None:
+    text = page(crowd)
+    (row,) = re.findall(r"<tr role=\"row\">\n<th[^>]*>300 people.*?</tr>", text, re.S)
+    assert "29 by 3" in row  # alice's 27, and one each of two others
+    assert "alice, person-000, person-001 and others" in row
+    assert "carol, unlike<" in text
+    assert 'scope="row">bob<' in text
+    assert "and 51 more." in text  # of dave and the 150
+    assert "more rows are not on this page: spa-server report --full" in text
+    assert text.count("person-1") < 100
+
+
+def test_who_is_let_in_by_no_rule_of_today_stands_first_among_many(crowd: Host) -> None:
+    crowd.registry.ungrant("bob", ["dba"], now_us=crowd.now_us, actor="ines")
+    matrix = page(crowd).split('class="matrix"')[1]
+    rows = re.findall(r'scope="row">([^<\n]+)', matrix)
+    assert rows[0] == "bob"
+
+
+def test_full_has_a_row_for_each(crowd: Host) -> None:
+    text = page(crowd, "--full")
+    for name in (*(f"person-{n:03}" for n in range(299)), *(f"idle-{n:03}" for n in range(150))):
+        assert name in text
+    assert "not on this page" not in text
+    assert " people<" not in text.split('class="matrix"')[1].split("</table>")[0]
+
+
+def test_no_fact_is_lost_to_other_programs(crowd: Host) -> None:
+    found = facts(crowd)
+    assert len(found["access"]["people"]) == 304
+    assert len(found["keys"]) == 454
+    assert len(found["access"]["without_access"]) == 151
+
+
 # Buckets
 
 
@@ -483,3 +567,13 @@ def test_on_paper_no_column_is_lost(host: Host, browser: chromium.Page) -> None:
         "e.scrollWidth > e.clientWidth + 1); }).map(e => e.textContent.slice(0, 60))"
     )
     assert browser.value(lost) == []
+
+
+def test_thousands_of_people_fit_on_few_sheets(crowd: Host, browser: chromium.Page) -> None:
+    for number in range(2000):
+        crowd.enrol(f"further-{number:04}", "ops", days_ago=20)
+    page(crowd)
+    browser.open(crowd.path / "page.html", 1280)
+    assert browser.value("document.documentElement.scrollHeight") < 30_000
+    browser.pdf(crowd.path / "page.pdf")
+    assert len(re.findall(rb"/Type\s*/Page\b", (crowd.path / "page.pdf").read_bytes())) < 40

@@ -415,11 +415,57 @@ class TestRotate:
     def test_no_key(self, host: Host) -> None:
         assert "does not exist; make one" in host.run("rotate", "--no-passphrase").trouble()
 
+    def test_without_a_name_the_only_key_is_meant(self, host: Host) -> None:
+        """As after `spa-client join`, which names the key after the server."""
+        line = host.generate("db1-hafzu4qm")
+        assert host.run("show").out.strip() == line
+        ended = host.run("rotate", "--no-passphrase")
+        assert ended.code == 0, ended
+        assert "rotate db1-hafzu4qm --finish" in ended.err
+        assert (host.keys / "db1-hafzu4qm.next.key").exists()
+        assert host.run("rotate", "--finish").code == 0
+        assert host.run("passphrase", "--no-passphrase").code == 0
+        assert host.run("show").out == ended.out
+
+    def test_of_several_none_is_guessed(self, host: Host) -> None:
+        host.generate("db1")
+        host.generate("db2")
+        said = host.run("rotate", "--no-passphrase").trouble(ExitCode.USAGE)
+        assert said == f"there is no default.key in {host.keys}; say which: db1, db2"
+        assert sorted(path.name for path in host.keys.iterdir()) == ["db1.key", "db2.key"]
+
     def test_nothing_to_finish(self, host: Host) -> None:
         line = host.generate()
         said = host.run("rotate", "--finish").trouble()
         assert said == f"there is no {host.keys}/default.next.key; make it with 'spa-keys rotate'"
         assert host.run("show").out.strip() == line
+
+
+class TestMine:
+    def test_every_key_with_its_guard(self, host: Host) -> None:
+        line = host.generate("db1")
+        secret = host.directory / "passphrase"
+        secret.write_text("a long passphrase\n")
+        secret.chmod(0o600)
+        host.run("generate", "work", "--passphrase-file", str(secret), "--comment", "laptop")
+        (host.keys / "bad.key").write_text("nothing")
+        (host.keys / "bad.key").chmod(0o600)
+        ended = host.run("mine")
+        head, db1, work = ended.out.splitlines()
+        assert head.split() == ["NAME", "KEY", "GUARDED", "BY", "SIGNED", "BY", "COMMENT"]
+        key_id = keytext.parse_key(line)[0].key_id
+        assert db1.split()[:4] == ["db1", key_id, "nothing", "itself"]
+        assert work.split()[2:] == ["passphrase", "itself", "laptop"]
+        assert "bad.key" in ended.err
+        bad, first, _ = json.loads(host.run("mine", "--json").out)
+        assert (bad["name"], bad["key"], bool(bad["problem"])) == ("bad", None, True)
+        assert (first["key"], first["path"]) == (key_id, f"{host.keys}/db1.key")
+
+    def test_none(self, host: Host) -> None:
+        ended = host.run("mine")
+        assert (ended.code, ended.out) == (0, "")
+        assert f"No key is in {host.keys}" in ended.err
+        assert host.run("mine", "--json").out == "[]\n"
 
 
 class TestReplacing:

@@ -37,8 +37,9 @@ from spa_protocol.access import Access
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing unless it goes wrong.")
 @with_options(lifetime_option, once_option, *how_to_connect)
 def connect(*, host: str, port: Access, quiet: bool, lifetime: int, once: bool, **how: Any) -> int:
-    """Knocks for TCP PORT of HOST, connects, and joins stdin and stdout to the connection.
+    """Knocks for TCP PORT of HOST and connects: for ssh.
 
+    Stdin and stdout are joined to the connection.
     HOST is a name in the configuration, or the address of a host there. Nothing but what comes over
     the connection is written to stdout. Where nothing comes back, it knocks and connects again.
     """

@@ -23,19 +23,29 @@ from spa_protocol.access import Access
 @click.command(
     epilog="\b\nExamples:\n"
     "  spa-client doctor db1 tcp/5432\n"
+    "  spa-client doctor db1 tcp/5432 --clock    is this machine's clock days off?\n"
     "  spa-client doctor db1 --json | jq -r .diagnosis"
 )
 @host_argument
 @accesses_argument
+@click.option(
+    "--clock",
+    "asks_clock",
+    is_flag=True,
+    help="Where no knock is answered, ask by other times as well, three days around this "
+    "machine's: whoever sees that can recognise your knocks for as long.",
+)
 @with_options(json_option, *how_to_connect)
-def doctor(*, host: str, access: tuple[Access, ...], as_json: bool, **how: Any) -> int:
-    """Finds out why a port of HOST does not open, and gives one sentence of advice.
+def doctor(
+    *, host: str, access: tuple[Access, ...], asks_clock: bool, as_json: bool, **how: Any
+) -> int:
+    """Finds out why a port of HOST does not open, and what to do.
 
     It looks at the configuration and the key, the name and the route, and knocks: for the reply and
     how many get lost, the clocks, the address that the server sees, what the policy says, and
     whether the port then answers. What the knock opens ends by itself.
     """
-    examiner = Examiner(host, access, Options(**how))
+    examiner = Examiner(host, access, Options(**how), asks_clock=asks_clock)
     findings = []
     for finding in examiner.run(asker()):
         findings.append(finding)

@@ -73,7 +73,7 @@ def exec_(
     once: bool,
     **how: Any,
 ) -> int:
-    """Knocks at HOST, waits for the answer, and runs PROGRAM once everything is open.
+    """Knocks at HOST, and runs PROGRAM once everything is open.
 
     It ends with PROGRAM's exit code. Where the knock is not granted, PROGRAM is not run, and it
     ends as 'knock' does. {address} in PROGRAM's arguments stands for the address that answered

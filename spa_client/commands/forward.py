@@ -57,7 +57,7 @@ def forward(
     once: bool,
     **how: Any,
 ) -> int:
-    """Listens on this machine, knocks at each connection, and joins it to one to HOST.
+    """Listens here, knocks at each connection, and joins it to HOST.
 
     For programs that cannot knock. PORT:HOST:HOSTPORT is written as for ssh's -L: connections to
     PORT here lead to TCP HOSTPORT of HOST, a name in the configuration. It is TCP alone. BIND is

@@ -68,12 +68,15 @@ def add(
     carrier: str | None,
     chosen: Path | None,
 ) -> None:
-    """Adds a server to the configuration; LINE is what 'spa-server init' printed there."""
+    """Adds a server to the configuration.
+
+    LINE is what 'spa-server init' printed there.
+    """
     path = chosen or config.default_path()
     server = " ".join(line)
     SERVER_LINE.convert(server, None, click.get_current_context())
     added = config.add(path, NewHost(name, server, address, key, source, access, carrier, target))
-    example = "" if added.access else " tcp/22"
+    example = "" if added.access else " ACCESS, such as tcp/22"
     say(f"{name} added to {path}; now: {PROGRAM} knock {name}{example}")
 
 

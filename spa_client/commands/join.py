@@ -31,7 +31,7 @@ from spa_protocol.keytext import BadKeyText
     epilog="\b\nExamples:\n"
     "  spa-client join -                 paste the line, and it stays out of the history\n"
     "  spa-client join - --ssh           and 'ssh db1.example' knocks by itself from then on\n"
-    "  spa-client join 'spa://db1.example:62201/...' --name db1 --access tcp/5432\n"
+    "  spa-client join - --name db1 --access tcp/5432\n"
     "  spa-client join - --no-passphrase < invite",
 )
 @click.argument("line", metavar="INVITE", nargs=-1, required=True)
@@ -68,7 +68,7 @@ from spa_protocol.keytext import BadKeyText
     keys_option,
 )
 def join(*, line: tuple[str, ...], as_json: bool, **how: Any) -> int:
-    """Makes a key, enrols it by INVITE, and adds the server to the configuration.
+    """Makes a key, enrols it by INVITE, and adds the server.
 
     INVITE is the line 'spa://...' that 'spa-keys invite' printed there, or - to read it from
     stdin: others on this machine can see an argument, and the shell keeps it. The new key is then

@@ -42,7 +42,7 @@ def knock(
     as_json: bool,
     **how: Any,
 ) -> int:
-    """Asks HOST to open ports for this machine, on each of its addresses.
+    """Asks HOST, by each of its addresses, to open ports.
 
     ACCESS is tcp/22, udp/51820, tcp/9090-9099, or a name in /etc/services: ssh, udp/domain (a bare
     name is TCP's where TCP has it). Without one, what the configuration says for this host.

@@ -1,12 +1,13 @@
 """`spa-client ssh-config`."""
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
 from keys.console import note, say
-from keys.trouble import ExitCode
+from keys.trouble import ExitCode, Trouble
 from spa_client import completing, config, sshconfig, sshinstall
 from spa_client.commands.options import PROGRAM, config_option, keys_option, with_options
 from spa_client.config import Config, Host
@@ -27,10 +28,13 @@ from spa_client.config import Config, Host
 def ssh_config(
     *, host: tuple[str, ...], install: bool, chosen: Path | None, keys: Path | None
 ) -> int:
-    """Prints what ~/.ssh/config needs so that ssh, scp, sftp, rsync and git knock by themselves.
+    """Prints what ssh needs to knock by itself.
 
-    For each HOST, or for every one in the configuration; --install takes every one, and may be
-    run again whenever they have changed.
+    For ~/.ssh/config: so that ssh, scp, sftp, rsync and git knock by themselves.
+
+    For each HOST, or for every one in the configuration. A host db1.internal is known to ssh as
+    db1 as well, unless another host or ~/.ssh/config has that name. --install takes every one, and
+    may be run again whenever they have changed.
     """
     if install and host:
         raise click.UsageError("--install takes all hosts: leave HOST out")
@@ -48,15 +52,24 @@ def ssh_config(
 
 def install_all(chosen: Path | None, keys: Path | None) -> None:
     """Has ssh knock for every host in the configuration, and says what it wrote. Raises Trouble."""
-    known = config.load(chosen, keys)
-    blocks = _blocks(known, known.hosts.values(), _options(chosen, keys))
+    blocks = all_blocks(config.load(chosen, keys), chosen, keys)
     for path in sshinstall.install(blocks, sshinstall.ssh_directory()):
         note(f"wrote {path}: ssh knocks by itself")
 
 
+def all_blocks(known: Config, chosen: Path | None, keys: Path | None) -> str:
+    """What --install writes of all hosts of a configuration. Raises Trouble."""
+    return _blocks(known, known.hosts.values(), _options(chosen, keys))
+
+
 def _blocks(known: Config, hosts: Iterable[Host], options: list[str]) -> str:
     command = sshconfig.proxy_command(options)
-    blocks = {each.name: sshconfig.block(each, known.hosts.values(), command) for each in hosts}
+    taken: frozenset[str] = frozenset()
+    with contextlib.suppress(Trouble):  # what is only printed needs no configuration of ssh's
+        taken = sshinstall.own_names(sshinstall.ssh_directory())
+    blocks = {
+        each.name: sshconfig.block(each, known.hosts.values(), command, taken) for each in hosts
+    }
     for name, block in blocks.items():
         if block is None:
             note(f"{PROGRAM}: {name!r} is left out: ssh would not take that for a name")

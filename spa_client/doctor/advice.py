@@ -5,8 +5,12 @@ The first of these that holds is said:
 1.  The examination ended early: the configuration, the key or the name is the trouble.
 2.  Everything asked for works at one address. Then what may trouble later: another address that
     does not work, packets that get lost, a clock that is about to be refused; else all is well.
-3.  No address answered. The port answers all the same: where a close shuts it, the knock had
-    arrived, and replies get lost; else no gate stands before it. Or the network says no (by ICMP,
+3.  No address answered. The clock first, where an answer to another time or a file that is newer
+    shows that it is wrong. The port answers all the same: where a close shuts it, the knock had
+    arrived, and replies get lost. Else what a port does that nobody has opened tells a host
+    without a gate, which may be another than the name should lead to, from one with a gate where
+    an earlier hole is open, or the port is open to all. Which it is, is said with "or": nobody is
+    advised to connect to a host that has not proved which it is. Or the network says no (by ICMP,
     which anybody can forge: it is told, and nothing else is concluded from it). Or there is
     silence, whose causes nobody can tell apart from outside: a gate is silent to whoever it does
     not know.
@@ -25,9 +29,9 @@ from typing import Final
 
 from keys.trouble import ExitCode
 from spa_client.carriers import Answer
-from spa_client.doctor.findings import AddressFound, Examination, Reach
-from spa_client.doctor.words import CLOCK_ODD_S
-from spa_client.outcome import clock_lead_s
+from spa_client.doctor.findings import AddressFound, Examination, PortFound, Reach
+from spa_client.doctor.words import CLOCK_ODD_S, CLOCK_UNHEARD_S, shown_time
+from spa_client.outcome import clock_lead_s, duration
 from spa_protocol.reason import Code, Status
 from spa_protocol.reply import Outcome
 
@@ -46,6 +50,7 @@ class Diagnosis(StrEnum):
     REJECTED = "rejected"
     REPLIES_LOST = "replies lost"
     NO_GATE = "no gate"
+    OPEN_ALREADY = "open already"
     SILENT = "silent"
     CLOCK = "clock"
     UNAVAILABLE = "unavailable"
@@ -130,6 +135,10 @@ def _of_silence(found: Examination) -> Advice:
     if all(address.own is None for address in found.addresses):
         sentence = f"this machine has no way to {first.target}: {first.problem}; mend its network"
         return Advice(Diagnosis.ROUTE, sentence, ExitCode.TROUBLE)
+    wrong = _wrong_clock(found)
+    if wrong:
+        sentence = f"{wrong}, so the server hears no knock: set this machine's clock right"
+        return Advice(Diagnosis.CLOCK, sentence, ExitCode.NO_ANSWER)
     if any(address.closed for address in found.addresses):
         sentence = (
             f"the knocks arrive and open the port, but no reply gets back: a firewall on the way "
@@ -137,13 +146,9 @@ def _of_silence(found: Examination) -> Advice:
         )
         return Advice(Diagnosis.REPLIES_LOST, sentence, ExitCode.NO_ANSWER)
     reached = (Reach.OPEN, Reach.REFUSED)
-    answering = [p for a in found.addresses for p in a.ports if p.reach in reached]
+    answering = [(a, p) for a in found.addresses for p in a.ports if p.reach in reached]
     if answering:
-        sentence = (
-            f"no knock was answered, yet {answering[0].access} answers without one: no gate stands "
-            "before it, so connect as it is, and tell the operator if there should be one"
-        )
-        return Advice(Diagnosis.NO_GATE, sentence, ExitCode.NO_ANSWER)
+        return _of_answering(*answering[0], found)
     error = next((address.error for address in found.addresses if address.error), "")
     if error:
         sentence = (
@@ -154,9 +159,40 @@ def _of_silence(found: Examination) -> Advice:
     sentence = (
         f"no knock was answered: try from another network, and where that works {port} is blocked "
         "on the way (--carrier udp:53 may pass, if the server allows it); where it does not, ask "
-        f"the operator whether key {found.key_id} is enrolled there and the daemon runs"
+        f"the operator whether key {found.key_id} is enrolled there and the daemon runs; this "
+        f"machine's clock says {shown_time(found.clock_s)}: were that more than "
+        f"{CLOCK_UNHEARD_S // 60} min off, no knock would be heard (--clock finds out)"
     )
     return Advice(Diagnosis.SILENT, sentence, ExitCode.NO_ANSWER)
+
+
+def _wrong_clock(found: Examination) -> str:
+    """What is wrong with this machine's clock, that no knock was heard; empty where unknown."""
+    if found.lead_s is not None:
+        return _clock(found.lead_s) if abs(found.lead_s) > CLOCK_UNHEARD_S / 2 else ""
+    if found.newer is not None:
+        here = shown_time(found.clock_s)
+        return f"this machine's clock says {here}, before {found.newer} was written"
+    return ""
+
+
+def _of_answering(address: AddressFound, port: PortFound, found: Examination) -> Advice:
+    """A port that answers, though nobody has answered a knock."""
+    name = found.host.address if found.host else found.written
+    what = f"no knock was answered, yet {port.access} of {address.target} answers without one"
+    if address.unopened is Reach.SILENT:
+        sentence = (
+            f"{what}, while a port that nobody opened is silent: a hole of before is still open, "
+            "or that port is open to all; to learn why no knock is heard, ask the operator whether "
+            f"key {found.key_id} is enrolled there and the daemon runs"
+        )
+        return Advice(Diagnosis.OPEN_ALREADY, sentence, ExitCode.NO_ANSWER)
+    sentence = (
+        f"{what}: {name} leads to another machine than the one of the server line, or no gate "
+        f"stands there; ask the operator whether {address.target} is its address, before you "
+        "connect and give anything away"
+    )
+    return Advice(Diagnosis.NO_GATE, sentence, ExitCode.NO_ANSWER)
 
 
 def _of_refusal(found: Examination) -> Advice:
@@ -249,4 +285,6 @@ def _blocked(address: AddressFound, found: Examination, access: str) -> str:
 
 def _clock(lead_s: float) -> str:
     side = "behind" if lead_s > 0 else "ahead of"
-    return f"this machine's clock is {abs(lead_s):.0f} s {side} the server's"
+    off_s = round(abs(lead_s))
+    off = f"{off_s} s" if off_s < CLOCK_UNHEARD_S else duration(off_s)
+    return f"this machine's clock is {off} {side} the server's"

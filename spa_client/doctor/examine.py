@@ -29,6 +29,7 @@ from spa_client.doctor.findings import AddressFound, Examination, Finding, Mark,
 from spa_client.knocking import Knocking, Options
 from spa_client.services import HARMLESS, BadAccess, together
 from spa_protocol.access import Access, Protocol
+from spa_protocol.layout import EPOCH_S
 
 PROBES: Final = 8
 _PROBES_WITHIN_S: Final = 1.5
@@ -39,14 +40,33 @@ _CLOSES: Final = 3
 _A_PERSON_TAKES_US: Final = 1_000_000
 _CLOSED_WITHIN_S: Final = 0.3
 _FOR_OTHERS: Final = 0o022
+_FILES_MAY_DIFFER_S: Final = 60
+# A server hears what is stamped within two epochs of its own, so each of these reaches five of
+# them: one step less, and no time within three days is left out. The nearest are asked first.
+_STEP_S: Final = 4 * EPOCH_S
+_STEPS: Final = words.CLOCK_ASKED_DAYS * 86_400 // _STEP_S
+OTHER_TIMES_S: Final = tuple(
+    side * step * _STEP_S for step in range(1, _STEPS + 1) for side in (1, -1)
+)
 
 
 class Examiner:
-    """Looks, and yields each finding as it comes; what was found is in `examination`."""
+    """Looks, and yields each finding as it comes; what was found is in `examination`.
 
-    def __init__(self, written: str, accesses: Sequence[Access], options: Options) -> None:
+    With `asks_clock`, where no knock is answered, the server is asked by other times (ADR 31).
+    """
+
+    def __init__(
+        self,
+        written: str,
+        accesses: Sequence[Access],
+        options: Options,
+        *,
+        asks_clock: bool = False,
+    ) -> None:
         self.examination = Examination(written, Wish(tuple(accesses)))
         self._options = options
+        self._asks_clock = asks_clock
 
     def run(self, ask: Ask | None) -> Iterator[Finding]:
         """All steps, up to one that leaves nothing for the next. `ask` is for the passphrase."""
@@ -101,6 +121,7 @@ class Examiner:
         self._probe(aimed)
         yield words.of_reply(found)
         if not found.answered:
+            yield self._clock(aimed)
             yield from self._ports_unasked(aimed)
             return
         for address in found.answered:
@@ -122,6 +143,32 @@ class Examiner:
                 carriers.exchange(targets, composer, tries=tries, carrier=aimed.carrier)
             )
 
+    def _clock(self, aimed: Knocking) -> Finding:
+        """Without a reply: what this clock says, and on wish whether another time is answered.
+
+        By a close of what was never open, which is worth nothing whenever it arrives.
+        """
+        found, identity = self.examination, aimed.composer.identity
+        found.clock_s = time.time()
+        found.newer = next(filter(_is_from_the_future, self._files()), None)
+        composer = replace(aimed.composer, wish=Wish((HARMLESS,), closing=True))
+        is_asked = self._asks_clock and not (identity.needs_touch or identity.is_in_agent)
+        for address in found.addresses if is_asked else ():
+            if address.own is not None and found.lead_s is None:
+                answer = carriers.answer_at_other_times(
+                    address.target, composer, OTHER_TIMES_S, carrier=aimed.carrier
+                )
+                if answer is not None:
+                    found.lead_s = answer.reply.server_time_us / 1e6 - time.time()
+        return words.of_unheard_clock(found, asked=is_asked)
+
+    def _files(self) -> Iterator[Path]:
+        """Files that were surely not written in the future."""
+        yield self._options.chosen or config.default_path()
+        if self.examination.host is not None:
+            yield self.examination.host.key
+        yield Path(__file__)
+
     def _ports(self, aimed: Knocking, address: AddressFound) -> Iterator[Finding]:
         for access in self.examination.wish.accesses:
             if address.granted(access):
@@ -140,6 +187,9 @@ class Examiner:
                     if port.reach in (Reach.OPEN, Reach.REFUSED) and not address.closed:
                         address.closed = _falls_silent(aimed, address, access)
                         yield words.of_close(address, access)
+                        if not address.closed:
+                            address.unopened = _dial(address, HARMLESS, _UNASKED_WITHIN_S).reach
+                            yield words.of_unopened(address, HARMLESS)
 
 
 def _asks_somebody(identity: Identity, answered: Sequence[AddressFound]) -> bool:
@@ -150,6 +200,12 @@ def _asks_somebody(identity: Identity, answered: Sequence[AddressFound]) -> bool
     took_us = [a.answer.received_at_us - a.answer.datagram.sent_at_us for a in answered if a.answer]
     waited = max(took_us, default=0) > _A_PERSON_TAKES_US
     return identity.needs_touch or (identity.is_in_agent and waited)
+
+
+def _is_from_the_future(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime > time.time() + _FILES_MAY_DIFFER_S
+    return False
 
 
 def _with_route(address: AddressFound) -> AddressFound:

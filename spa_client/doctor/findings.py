@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Final
 
 from keys.trouble import Trouble
@@ -62,7 +63,8 @@ class AddressFound:
     """One address of the host: where packets to it leave from, and all that came back.
 
     `own` is None where the system has no way there, and `problem` why. `closed` says that a port
-    which answered though no knock was answered fell silent behind a close.
+    which answered though no knock was answered fell silent behind a close. `unopened` is then what
+    came back from a port that nobody has asked to be opened: a gate in force is silent there.
     """
 
     target: Target
@@ -72,6 +74,7 @@ class AddressFound:
     probes: Sequence[Result] = ()
     ports: list[PortFound] = field(default_factory=list)
     closed: bool = False
+    unopened: Reach | None = None
 
     @property
     def answer(self) -> Answer | None:
@@ -120,7 +123,12 @@ class AddressFound:
 
 @dataclass
 class Examination:
-    """All that was found about one wish; `trouble` is what ended it early, and where."""
+    """All that was found about one wish; `trouble` is what ended it early, and where.
+
+    Where no knock was answered: `lead_s` is by how much the server's clock is ahead of this one, as
+    an answer to a request with another time says (None: there was none); `clock_s` is what this one
+    says, in seconds since 1970, and `newer` a file that was written later than that.
+    """
 
     written: str
     wish: Wish
@@ -130,6 +138,9 @@ class Examination:
     trouble: Trouble | None = None
     story: Story | None = None
     addresses: list[AddressFound] = field(default_factory=list)
+    lead_s: float | None = None
+    clock_s: float = 0.0
+    newer: Path | None = None
 
     @property
     def answered(self) -> list[AddressFound]:

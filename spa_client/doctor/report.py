@@ -29,6 +29,7 @@ def as_json(found: Examination, findings: Iterable[Finding], advice: Advice) -> 
         "key_id": found.key_id or None,
         "accesses": [str(access) for access in found.wish.accesses],
         "checks": [{"check": f.check, "mark": f.mark.value, "text": f.text} for f in findings],
+        "clock_lead_s": None if found.lead_s is None else round(found.lead_s, 3),
         "addresses": [_address(address) for address in found.addresses],
     }
 

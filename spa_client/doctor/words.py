@@ -1,6 +1,7 @@
 """Each finding in words."""
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,8 @@ from spa_protocol.reason import Code, Status
 from spa_protocol.reply import Outcome
 
 CLOCK_ODD_S: Final = 10.0
+CLOCK_UNHEARD_S: Final = 600
+CLOCK_ASKED_DAYS: Final = 3
 _CLOCK_TOLD_S: Final = 1.0
 _PORTS: Final = {
     Reach.OPEN: (Mark.OK, "answers"),
@@ -86,6 +89,27 @@ def of_clock(answer: Answer) -> Finding:
     return Finding("clock", mark, text)
 
 
+def of_unheard_clock(found: Examination, *, asked: bool) -> Finding:
+    """This machine's clock, where no knock was answered; `asked` is whether by other times."""
+    here = f"this machine's says {shown_time(found.clock_s)}"
+    if found.lead_s is not None and abs(found.lead_s) > CLOCK_ODD_S:
+        side = "behind" if found.lead_s > 0 else "ahead of"
+        off = duration(round(abs(found.lead_s)))
+        return Finding("clock", Mark.BAD, f"{here}, {off} {side} the server's")
+    if found.newer is not None:
+        return Finding("clock", Mark.BAD, f"{here}, before {found.newer} was written")
+    unheard = f"were it more than {CLOCK_UNHEARD_S // 60} min off, the server would hear nothing"
+    tried = (
+        f"; none of the times within {CLOCK_ASKED_DAYS} days of it was answered" if asked else ""
+    )
+    return Finding("clock", Mark.SKIPPED, f"{here}: {unheard}{tried}")
+
+
+def shown_time(at_s: float) -> str:
+    """`2026-11-24 18:50 UTC`, from seconds since 1970."""
+    return f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M} UTC"
+
+
 def of_source(address: AddressFound, answer: Answer) -> Finding:
     """The address that the server saw, against the own one and the one that was declared."""
     seen = " and ".join(map(str, address.seen)) or "none"
@@ -149,6 +173,15 @@ def of_close(address: AddressFound, access: Access) -> Finding:
     if address.closed:
         return Finding("port", Mark.BAD, f"{at} is silent behind a close: the knock had opened it")
     return Finding("port", Mark.ODD, f"{at} answers behind a close, too")
+
+
+def of_unopened(address: AddressFound, access: Access) -> Finding:
+    """What strangers get from the host: from a port that nobody has asked to be opened."""
+    at = f"{_name(access)} of {address.target}, which nobody opened,"
+    if address.unopened is Reach.SILENT:
+        return Finding("port", Mark.SKIPPED, f"{at} is silent: there is a gate or a firewall")
+    what = "answers" if address.unopened is Reach.OPEN else "refuses, as without a gate"
+    return Finding("port", Mark.ODD, f"{at} {what}")
 
 
 def _name(access: Access) -> str:

@@ -13,13 +13,18 @@ from spa_server.commands.common import PATH, json_option, open_registry
 from spa_server.config import load_config
 
 
-@click.command()
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  tcpdump -i eth0 -w knocks.pcap udp port 62201\n"
+    "  spa-server inspect knocks.pcap",
+)
 @click.argument("file", type=PATH)
 @json_option
 @click.pass_obj
 def inspect(path: Path | None, file: Path, as_json: bool) -> None:
-    """A dry run over a capture (pcap, pcapng): what would have been said to each knock in FILE.
+    """A dry run: what would have been said to each knock in FILE.
 
+    FILE is a capture, pcap or pcapng.
     Nothing is opened, answered or recorded. The registry is taken as it is now.
     """
     from spa_server import inspection

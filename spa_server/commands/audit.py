@@ -37,7 +37,7 @@ def audit(
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """The record: who asked for what, what was opened, what was refused and why.
+    """The record: who asked for what, what was opened or refused.
 
     \b
     Examples:

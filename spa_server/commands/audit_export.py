@@ -34,7 +34,9 @@ def export(
     out: Path | None,
     **asked: Any,
 ) -> None:
-    """Writes the record, and the denials beside it, for other programs; oldest first.
+    """Writes the record and the denials for other programs.
+
+    The oldest line comes first.
 
     jsonl has every column as docs/record.md names them, with the digests. csv is safe to open in a
     spreadsheet: what would be a formula stands behind an apostrophe. ocsf has knocks, joins and

@@ -10,7 +10,10 @@ from spa_server.commands.common import PROGRAM, explained, must_not_run
 from spa_server.config import load_config
 
 
-@click.command("set-aside")
+@click.command(
+    "set-aside",
+    epilog="\b\nExample:\n  spa-server audit set-aside --keep-registry",
+)
 @click.option(
     "--keep-registry", is_flag=True, help="Enter into the new one what can be read of the keys."
 )

@@ -47,7 +47,9 @@ def verify(
     kept: Path | None,
     as_json: bool,
 ) -> None:
-    """Has anybody altered, removed, reordered, inserted or cut off a line of the record?
+    """Has anybody altered the record?
+
+    Has a line been altered, removed, reordered, inserted or cut off?
 
     Reads the record of this host, or a copy in FILE. Each finding is a line; exit code 1 where
     there is one. Without --key the server's own key is trusted: whoever holds that can sign
@@ -193,17 +195,21 @@ def _tell(report: "Report") -> None:
 # The key, and checkpoints to be kept
 
 
-@click.command()
+@click.command(
+    epilog="\b\nExample:\n  spa-server audit key > db1.record-key",
+)
 @click.pass_obj
 def key(path: Path | None) -> None:
-    """Prints the public key that signs the record, to be kept elsewhere.
+    """Prints the public key of the record, to be kept elsewhere.
 
     It follows from the server's key, and changes only with that.
     """
     click.echo(str(_own_signer(load_config(path))))
 
 
-@click.command()
+@click.command(
+    epilog="\b\nExample:\n  spa-server audit checkpoint >> db1.checkpoints",
+)
 @click.pass_obj
 def checkpoint(path: Path | None) -> None:
     """Prints the latest checkpoint, one line, to be kept elsewhere.

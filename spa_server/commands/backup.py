@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Take the place of a file of that name.")
 @click.pass_obj
 def backup(path: Path | None, file: Path, force: bool) -> None:
-    """Copies what this host is made of into FILE: the daemon may go on meanwhile.
+    """Copies what this host is made of into FILE.
+
+    The daemon may go on meanwhile.
 
     In it are the registry, the replay memory, the record, the denials, what is ordinary for whom,
     configuration, policy and the server's key: FILE is as secret as that, and has mode 0600.

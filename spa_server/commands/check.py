@@ -55,7 +55,9 @@ def check(
     accepted: tuple[Access, ...],
     as_json: bool,
 ) -> None:
-    """Looks for what does not fit together: policy, registry, gate, listeners, other firewalls.
+    """Looks for what does not fit together on this host.
+
+    Policy, registry, gate, listeners, other firewalls.
 
     Exit code 1 where an error or a warning is found; notes alone are no failure. It remembers whose
     the ports of the policy are, and tells when that changes.

@@ -110,7 +110,7 @@ def explain(
     policy_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Why a knock would be granted or refused, now or then, by which rule, and for how long.
+    """Why a knock would be granted or refused, and for how long.
 
     Nothing is sent or opened; the policy is read from its file, and what is open already does not
     count. Where it is refused, each rule that came near is told with what failed, and the roles

@@ -38,12 +38,19 @@ def observing(*, everything: bool, accesses: Iterable[str]) -> None:
         note(f"OBSERVED, AND OPEN: {ports}. What would be denied is let in and recorded; {see}")
 
 
-@click.group()
+@click.group(
+    epilog="\b\nExamples:\n  spa-server gate apply --confirm-within 10m\n  spa-server gate confirm",
+)
 def gate() -> None:
     """The gate in the kernel: put in force, shown, taken away."""
 
 
-@gate.command("apply")
+@gate.command(
+    "apply",
+    epilog="\b\nExamples:\n"
+    "  spa-server gate apply --confirm-within 10m      over the network\n"
+    "  spa-server gate apply                           on a console",
+)
 @click.option(
     "--confirm-within",
     type=Parsed("duration", _trial_s),
@@ -130,7 +137,10 @@ def _keep(config: Config, gatehouse: Any) -> None:
         ask(config, do="confirm")
 
 
-@gate.command("confirm")
+@gate.command(
+    "confirm",
+    epilog="\b\nExample:\n  spa-server gate confirm",
+)
 @click.pass_obj
 def gate_confirm(path: Path | None) -> None:
     """Keeps a gate that was applied with --confirm-within."""
@@ -150,7 +160,10 @@ def gate_confirm(path: Path | None) -> None:
     note("The gate stays in force.")
 
 
-@gate.command("show")
+@gate.command(
+    "show",
+    epilog="\b\nExample:\n  spa-server gate show | less",
+)
 @click.pass_obj
 def gate_show(path: Path | None) -> None:
     """Prints the gate as the kernel has it. Exit code 1 where it is not loaded."""
@@ -166,7 +179,10 @@ def gate_show(path: Path | None) -> None:
     _say_observed(ruleset)
 
 
-@gate.command("remove")
+@gate.command(
+    "remove",
+    epilog="\b\nExample:\n  spa-server gate remove --yes",
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
 def gate_remove(path: Path | None, yes: bool) -> None:

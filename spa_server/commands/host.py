@@ -14,7 +14,9 @@ from spa_server.commands.offers import identities
 from spa_server.config import load_config
 
 
-@click.command()
+@click.command(
+    epilog="\b\nExamples:\n  spa-server init\n  spa-server init --host db1.example.org",
+)
 @click.option(
     "--host",
     metavar="HOST[:PORT]",
@@ -23,7 +25,7 @@ from spa_server.config import load_config
 )
 @click.pass_obj
 def init(path: Path | None, host: WrittenHost | None) -> None:
-    """Makes what a host needs, where it is missing, and prints the line for its clients."""
+    """Makes what a host needs and lacks; prints its clients' line."""
     from spa_server import setup
 
     with explained():
@@ -38,9 +40,10 @@ def init(path: Path | None, host: WrittenHost | None) -> None:
 @click.command("adopt-key")
 @click.pass_obj
 def adopt_key(path: Path | None) -> None:
-    """Says that this machine takes the place of the one that the server's key came with.
+    """Says that the server's key is this machine's from now on.
 
-    For a backup that is restored on new hardware, or a machine that has got another machine-id.
+    For a backup that is restored on new hardware, or a machine that has got another machine-id:
+    it takes the place of the one that the key came with.
     Not for a copy that runs beside the original: that one needs a key of its own.
 
     \b
@@ -56,7 +59,9 @@ def adopt_key(path: Path | None) -> None:
     note(f"{config.key} belongs to this machine now, as {mark.path} says.")
 
 
-@click.command()
+@click.command(
+    epilog="\b\nExamples:\n  spa-server run\n  spa-server --config ./server.toml run",
+)
 @click.pass_obj
 def run(path: Path | None) -> None:
     """Runs the daemon in the foreground, until SIGTERM or Ctrl-C. SIGHUP reloads the policy.
@@ -73,7 +78,9 @@ def run(path: Path | None) -> None:
         daemon.run(config)
 
 
-@click.command()
+@click.command(
+    epilog="\b\nExamples:\n  spa-server status\n  spa-server status --json | jq -r .mode",
+)
 @json_option
 @click.pass_obj
 def status(path: Path | None, as_json: bool) -> None:
@@ -92,11 +99,13 @@ def status(path: Path | None, as_json: bool) -> None:
     observing(everything=answer["mode"] == "observe", accesses=answer["observed"])
 
 
-@click.command()
+@click.command(
+    epilog="\b\nExamples:\n  spa-server holes\n  spa-server holes --json | jq -r '.[].identity'",
+)
 @json_option
 @click.pass_obj
 def holes(path: Path | None, as_json: bool) -> None:
-    """The holes that are open: whose, from where, to what, and for how long.
+    """The holes that are open: whose, from where, to what.
 
     A hole that several grants hold is one row with all of them; --json has each grant.
     """
@@ -126,7 +135,12 @@ def _left(grants: list[dict[str, Any]]) -> str:
     return f"{max(open_s):.0f} s" if open_s else "used"
 
 
-@click.command("close")
+@click.command(
+    "close",
+    epilog="\b\nExamples:\n"
+    "  spa-server close 17 18          grants, as 'spa-server holes' numbers them\n"
+    "  spa-server close --identity alice",
+)
 @click.argument("grants", nargs=-1, type=int)
 @click.option(
     "--identity", type=Parsed("identity", identity_name, identities), help="All of this identity's."
@@ -136,7 +150,7 @@ def _left(grants: list[dict[str, Any]]) -> str:
 def close(
     path: Path | None, grants: tuple[int, ...], identity: str | None, everything: bool
 ) -> None:
-    """Closes holes before their time, by the numbers that 'holes' shows.
+    """Closes holes before their time, by the numbers of 'holes'.
 
     Sessions live on, except those of services whose sessions are cut with their hole.
     """
@@ -149,9 +163,14 @@ def close(
         raise Trouble("nothing to close", f"see: {PROGRAM} holes", exit_code=ExitCode.REFUSED)
 
 
-@click.command()
+@click.command(
+    epilog="\b\nExample:\n  spa-server policy test && spa-server reload",
+)
 @click.pass_obj
 def reload(path: Path | None) -> None:
-    """Makes the daemon read the policy anew; one that is not sound changes nothing."""
+    """Has the daemon read the policy anew.
+
+    One that is not sound changes nothing.
+    """
     answer = ask(load_config(path), do="reload")
     note(f"The policy is in force: {answer['roles']} roles.")

@@ -75,7 +75,9 @@ def import_fwknop(
     host: WrittenHost | None,
     as_json: bool,
 ) -> None:
-    """Translates FILE, an access.conf of fwknop 2.6, into a policy with tests, and into invites.
+    """Translates an access.conf of fwknop into policy and invites.
+
+    FILE is of fwknop 2.6; the policy has tests.
 
     Each stanza becomes a role that allows no more than the stanza did on this host (DESTINATION
     apart, which no rule can say). What cannot be carried over is told on stderr, a line each, with

@@ -8,9 +8,11 @@ from spa_server.commands.policy_suggest import suggest
 from spa_server.commands.policy_test import test
 
 
-@click.group()
+@click.group(
+    epilog="\b\nExamples:\n  spa-server policy show\n  spa-server policy test new.toml",
+)
 def policy() -> None:
-    """The rules: shown, tested, compared and suggested, before they are in force and after."""
+    """The rules: shown, tested, compared and suggested."""
 
 
 for command in (test, show, diff, suggest):

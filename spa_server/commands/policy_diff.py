@@ -51,7 +51,7 @@ def diff(
     begin_us: int | None,
     as_json: bool,
 ) -> None:
-    """What the policy NEW allows other than OLD: who gains, loses or changes which access.
+    """Who gains, loses or changes which access from OLD to NEW.
 
     What counts is what is allowed, not how it is written: renamed services, rules, networks and
     schedules that are split, merged or put in other words, and another order make no difference. (A

@@ -67,7 +67,9 @@ def suggest(
     keep_roles: bool,
     as_json: bool,
 ) -> None:
-    """What the policy allows beyond what was used in the last 30 days, and the edit to make.
+    """What the policy allows beyond what was used, and the edit.
+
+    Used in the last 30 days, unless --since says otherwise.
 
     Allows by which nothing was opened, sources wider than was ever seen, roles that nobody has or
     uses, idle services, reviews that are due. --edit writes the policy's own text with the unused

@@ -34,7 +34,9 @@ expect = "allow"                      # or "deny"
 @json_option
 @click.pass_obj
 def test(path: Path | None, file: Path | None, no_registry: bool, as_json: bool) -> None:
-    """Runs the tests that stand in a policy: FILE, or the one of the configuration.
+    """Runs the tests that stand in a policy.
+
+    The policy is FILE, or the one of the configuration.
 
     Nothing is put in force. A test of an identity goes by its roles in the registry. Exit code 1
     where one fails, 4 where the policy cannot be read.

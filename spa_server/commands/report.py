@@ -30,6 +30,7 @@ def _span_us(text: str) -> int:
     epilog="\b\nExamples:\n"
     "  spa-server report --html report.html\n"
     "  spa-server report --html q4.html --since 92d --title 'db1, fourth quarter'\n"
+    "  spa-server report --html all.html --full\n"
     "  spa-server report --json | jq '.access.people[] | {name, roles}'\n"
     "\b\n"
     "Exit codes: 0 fine, 1 the record was altered, 2 usage, 4 not verified, or trouble."
@@ -45,6 +46,11 @@ def _span_us(text: str) -> int:
 )
 @click.option("--title", help="What stands on top.  [default: Access report: the host's name]")
 @click.option("--force", is_flag=True, help="Take the place of a file of that name.")
+@click.option(
+    "--full",
+    is_flag=True,
+    help="A row for each of all people, keys, sources and lines, however many they are.",
+)
 @json_option
 @click.pass_obj
 def report(
@@ -53,9 +59,10 @@ def report(
     since_us: int,
     title: str | None,
     force: bool,
+    full: bool,
     as_json: bool,
 ) -> None:
-    """Who can reach what, who did, what was denied, and whether the record is sound: in one page.
+    """Who can reach what, who did, what was denied: in one page.
 
     A matrix of identities and services with the rules that lead from one to the other and how much
     they were used; what was never used; reviews due; keys by age; denied sources over time; what
@@ -63,15 +70,17 @@ def report(
     the state of the record, all of which is verified.
 
     The page is one file that loads nothing and runs nothing, to be read on a screen, on a phone
-    or on paper. --json prints the same facts for other programs.
+    or on paper. Where there are more than a hundred people, whoever reaches the same is one row of
+    the matrix, and of long tables the first hundred rows are shown; --full shows all. --json prints
+    the same facts for other programs.
     """
     if html is None and not as_json:
         raise click.UsageError("say where it goes: --html FILE, or --json")
     if html is not None:
         _check(html, force=force)
-    facts = _gather(load_config(path), title, since_us)
+    facts = _gather(load_config(path), title, since_us, full=full)
     if html is not None:
-        _write(html, facts, force=force)
+        _write(html, facts, force=force, full=full)
     if as_json:
         from spa_server.report.values import value_of
 
@@ -101,16 +110,17 @@ def _check(html: Path, *, force: bool) -> None:
         raise Trouble(f"{html} is a directory", "name a file in it")
 
 
-def _gather(config: Config, title: str | None, since_us: int) -> "Facts":
-    from spa_server.report.gathering import Wanted, gather
+def _gather(config: Config, title: str | None, since_us: int, *, full: bool) -> "Facts":
+    from spa_server.report.gathering import ALL, Most, Wanted, gather
 
     host, now_us = socket.gethostname(), clock.now_us()
-    wanted = Wanted(title or f"Access report: {host}", host, now_us - since_us, now_us)
+    title, most = title or f"Access report: {host}", ALL if full else Most()
+    wanted = Wanted(title, host, now_us - since_us, now_us, most)
     with open_registry(config) as registry, explained(config.database):
         return gather(config, registry, wanted)
 
 
-def _write(html: Path, facts: "Facts", *, force: bool) -> None:
+def _write(html: Path, facts: "Facts", *, force: bool, full: bool) -> None:
     from spa_server.report.page import render
 
-    privatefile.write(html, render(facts).encode(), overwrite=force)
+    privatefile.write(html, render(facts, full=full).encode(), overwrite=force)

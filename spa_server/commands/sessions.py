@@ -44,7 +44,7 @@ def sessions(
     everything: bool,
     as_json: bool,
 ) -> None:
-    """The connections that are open through holes: whose, from where, since when, until when.
+    """The connections through holes: whose, from where, until when.
 
     A connection that came while several people held its hole may be any of theirs: all are named,
     and it is found by each of them. ENDS is when a connection to a service with sessions = "cut"

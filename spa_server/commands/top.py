@@ -27,7 +27,9 @@ _LINES: Final = 100
 @json_option
 @click.pass_obj
 def top(path: Path | None, once: bool, as_json: bool) -> None:
-    """A live view: holes and how long they last, knocks, denials by source and port.
+    """A live view of holes, knocks and denials.
+
+    Holes and how long they last, knocks, denials by source and port.
 
     It asks the daemon once a second; 'q' or Ctrl-C ends it. Times are UTC. Denials are counted "at
     least", and for as long as this daemon runs.

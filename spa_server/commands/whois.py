@@ -31,7 +31,9 @@ def _access(text: str) -> Access:
 @json_option
 @click.pass_obj
 def whois(path: Path | None, source: tuple[Address, int], to: Access | None, as_json: bool) -> None:
-    """Who is behind a connection that is open now: person, key, rule, since when, how much.
+    """Who is behind a connection that is open now.
+
+    The person, key, rule, since when, how much.
 
     IP:PORT is the end of the connection that is not this host, as 'ss' and a service's own log show
     it. Where several persons share the address, all who may be behind it are named.

@@ -43,13 +43,13 @@ class Gathering:
         )
 
     def usage(self) -> list[Usage]:
-        """Who used what, by name."""
+        """Who used what, those with most connections first."""
         found = [
             _usage(identity, service, uses)
             for identity, services in self._used.items()
             for service, uses in services.items()
         ]
-        return sorted(found, key=lambda each: (each.identity, -each.connections, each.service))
+        return sorted(found, key=lambda each: (-each.connections, each.identity, each.service))
 
     def _is_shown(self, row: Row) -> bool:
         return bool(row.reaches) or bool(self._used.get(row.subject.name))

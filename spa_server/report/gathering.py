@@ -1,5 +1,6 @@
 """Gathers the facts of a report, each from where it is kept. Nothing is written anywhere."""
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -18,19 +19,28 @@ from spa_server.report.buckets import Buckets
 from spa_server.report.facts import Advice, Facts
 from spa_server.report.state import state
 
-MOST_LINES: Final = 500
-MOST_ROWS: Final = 2000
-MOST_SOURCES: Final = 50
+
+@dataclass(frozen=True, slots=True)
+class Most:
+    """How many lines of the record of a kind, rows of people or keys, and sources are gathered."""
+
+    lines: int = 500
+    rows: int = 2000
+    sources: int = 50
+
+
+ALL: Final = Most(*[sys.maxsize] * 3)
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which report: of which host, for the time from `since_us` to `now_us`."""
+    """Which report: of which host, for the time from `since_us` to `now_us`, and how much of it."""
 
     title: str
     host: str
     since_us: int
     now_us: int
+    most: Most = Most()
 
 
 def gather(config: Config, registry: Lookup, wanted: Wanted) -> Facts:
@@ -44,18 +54,18 @@ def gather(config: Config, registry: Lookup, wanted: Wanted) -> Facts:
 
 
 def _gather(config: Config, registry: Lookup, wanted: Wanted, record: Record) -> Facts:
-    since_us, now_us = wanted.since_us, wanted.now_us
+    since_us, now_us, most = wanted.since_us, wanted.now_us, wanted.most
     connection, apart, period = record.connection, record.denials, record.period
     buckets = Buckets.of(since_us, now_us)
     evidence = record.evidence(load_policy(config.policy), people_of(registry, now_us))
     gathering = Gathering(evidence)
     usage, enrolled = gathering.usage(), keys.keys(registry, since_us, now_us)
-    told = lines.told(connection, since_us, MOST_LINES)
+    told = lines.told(connection, since_us, most.lines)
     activity = lines.activity(connection, since_us, buckets)
     refusals = lines.refusals(connection, apart, since_us)
     denied, would_deny = (
         lines.denied(
-            connection, apart, event.value, since_us=since_us, buckets=buckets, most=MOST_SOURCES
+            connection, apart, event.value, since_us=since_us, buckets=buckets, most=most.sources
         )
         for event in (Event.CONNECTION_DENIED, Event.CONNECTION_WOULD_DENY)
     )
@@ -74,21 +84,21 @@ def _gather(config: Config, registry: Lookup, wanted: Wanted, record: Record) ->
         access=gathering.access(),
         findings=_advice(find(evidence)),
         remarks=_advice(remark(evidence)),
-        usage=tuple(usage[:MOST_ROWS]),
-        usage_left_out=max(0, len(usage) - MOST_ROWS),
-        keys=tuple(enrolled[:MOST_ROWS]),
-        keys_left_out=max(0, len(enrolled) - MOST_ROWS),
+        usage=tuple(usage[: most.rows]),
+        usage_left_out=max(0, len(usage) - most.rows),
+        keys=tuple(enrolled[: most.rows]),
+        keys_left_out=max(0, len(enrolled) - most.rows),
         ages=keys.ages(enrolled),
         counts={event: sum(counts) for event, counts in sorted(activity.items())},
         activity=activity,
         denied=denied,
         would_deny=would_deny,
-        refusals=tuple(refusals[:MOST_SOURCES]),
-        refusals_left_out=max(0, len(refusals) - MOST_SOURCES),
+        refusals=tuple(refusals[: most.sources]),
+        refusals_left_out=max(0, len(refusals) - most.sources),
         anomalies=told.anomalies,
         anomalies_left_out=told.anomalies_left_out,
         policy_changes=told.policy,
-        key_changes=keys.changes(registry, since_us, MOST_LINES),
+        key_changes=keys.changes(registry, since_us, most.lines),
         host_events=told.host,
     )
 

@@ -16,31 +16,38 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from keys.text import printable
-from spa_server.report.facts import Denials, Facts, Person
+from spa_server.report.facts import Denials, Facts
+from spa_server.report.groups import Group, Grouping, grouped
 from spa_server.report.plots import Plot, Plotter, stacked
-from spa_server.report.tables import day, minute, number, tables
+from spa_server.report.tables import MOST_NAMES, day, minute, number, shortened, tables
 
 _COLUMNS: Final = 8
 _SOURCES_DRAWN: Final = 5
 _REASONS_DRAWN: Final = 12
 _DRAWN: Final = {
-    "connection.permitted": "connections permitted",
-    "knock.accepted": "knocks accepted",
-    "knock.refused": "knocks refused",
+    "connection.permitted": ("connections permitted", "plain"),
+    "knock.accepted": ("knocks accepted", "good"),
+    "knock.refused": ("knocks refused", "bad"),
 }
 
 
-def render(facts: Facts) -> str:
-    """The page as text, to be written in UTF-8."""
+def render(facts: Facts, *, full: bool = False) -> str:
+    """The page as text, to be written in UTF-8.
+
+    What many would fill hundreds of sheets with is summed up and cut, and says so, unless `full`.
+    """
     style = (resources.files(__package__) / "templates" / "style.css").read_text(encoding="utf-8")
+    all_tables, matrix = tables(facts), grouped(facts.access.people, full=full)
     page = environment().get_template("report.html.j2")
     return page.render(
         facts=facts,
         style=Markup(style),  # noqa: S704 - our own file
         policy=_policy(style),
         plots=_plots(facts),
-        tables=tables(facts),
-        blocks=list(_blocks(facts)),
+        tables=all_tables if full else shortened(all_tables),
+        matrix=matrix,
+        blocks=list(_blocks(facts, matrix)),
+        names_shown=None if full else MOST_NAMES,
     )
 
 
@@ -74,14 +81,14 @@ def _counted(count: int, noun: str, nouns: str = "") -> str:
     return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
 
 
-def _blocks(facts: Facts) -> Iterable[tuple[tuple[str, ...], list[Person]]]:
+def _blocks(facts: Facts, matrix: Grouping) -> Iterable[tuple[tuple[str, ...], list[Group]]]:
     """The matrix in tables that a sheet of paper has room for: services, and who reaches any."""
-    reached = {name for person in facts.access.people for name in person.cells}
+    reached = {name for group in matrix.groups for name in group.cells}
     names = [name for name in facts.access.services if name in reached]
     names += sorted(reached.difference(names))
     columns = iter(names)
     while block := tuple(islice(columns, _COLUMNS)):
-        yield block, [p for p in facts.access.people if any(n in p.cells for n in block)]
+        yield block, [g for g in matrix.groups if any(n in g.cells for n in block)]
 
 
 # Plots
@@ -101,14 +108,14 @@ def _plots(facts: Facts) -> Mapping[str, Markup]:
 
 
 def _activity(facts: Facts, plotter: Plotter) -> Markup | None:
-    found = {
-        words: facts.activity[event] for event, words in _DRAWN.items() if event in facts.activity
-    }
+    there = {event: drawn for event, drawn in _DRAWN.items() if event in facts.activity}
+    found = {words: facts.activity[event] for event, (words, _) in there.items()}
     if not found:
         return None
     totals = ", ".join(f"{sum(counts):,} {words}" for words, counts in found.items())
     title = f"Knocks and connections by {facts.buckets.unit}"
-    return plotter.over_time(Plot(title, f"In all {totals}.", found), facts.buckets)
+    plot = Plot(title, f"In all {totals}.", found, dict(there.values()))
+    return plotter.over_time(plot, facts.buckets)
 
 
 def _denied(facts: Facts, denials: Denials, what: str, plotter: Plotter) -> Markup | None:
@@ -128,16 +135,20 @@ def _refusals(facts: Facts, plotter: Plotter) -> Markup | None:
     if not drawn:
         return None
     names = [each.reason or "no reason given" for each in drawn]
-    return _lying("Refused knocks by reason", names, [each.knocks for each in drawn], plotter)
+    knocks = [each.knocks for each in drawn]
+    return _lying("Refused knocks by reason", "bad", names, knocks, plotter)
 
 
 def _ages(facts: Facts, plotter: Plotter) -> Markup | None:
     if not any(facts.ages.values()):
         return None
-    return _lying("Keys in force by age", list(facts.ages), list(facts.ages.values()), plotter)
+    counts = list(facts.ages.values())
+    return _lying("Keys in force by age", "plain", list(facts.ages), counts, plotter)
 
 
-def _lying(title: str, names: Sequence[str], counts: Sequence[int], plotter: Plotter) -> Markup:
+def _lying(
+    title: str, tone: str, names: Sequence[str], counts: Sequence[int], plotter: Plotter
+) -> Markup:
     pairs = zip(names, counts, strict=True)
     description = "; ".join(f"{name}: {count:,}" for name, count in pairs)
-    return plotter.amounts(Plot(title, description, {title: counts}), names)
+    return plotter.amounts(Plot(title, description, {title: counts}, {title: tone}), names)

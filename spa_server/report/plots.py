@@ -6,7 +6,7 @@ letters have one size everywhere. What a plot shows stands in a table beside it 
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final
 
@@ -27,6 +27,8 @@ _LEGEND_COLUMNS: Final = {"wide": 3, "narrow": 1}
 _LEGEND_HEIGHT: Final = 22
 _LABELS: Final = {"wide": 8, "narrow": 3}
 _BAR_HEIGHT: Final = 30
+_STEPS: Final = {"wide": 5, "narrow": 2}
+_LAST_LABEL: Final = 30  # half of it stands beyond the axis
 _NAME_SHOWN: Final = {"wide": 40, "narrow": 18}
 _STYLE: Final = Style(
     font_family="inherit", label_font_size=12, major_label_font_size=12, legend_font_size=13
@@ -37,11 +39,16 @@ _NEVER_SAID: Final = ("id", "onload", "onclick", "style", "href")
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """What is drawn: a title and a sentence for who cannot see it, and the series by name."""
+    """What is drawn: a title and a sentence for who cannot see it, and the series by name.
+
+    `tones` are those whose meaning has a colour, `good`, `bad` or `plain`, which they keep whatever
+    else is drawn; the other series are coloured in their order.
+    """
 
     title: str
     description: str
     series: Mapping[str, Sequence[int]]
+    tones: Mapping[str, str] = field(default_factory=dict)
 
 
 class Plotter:
@@ -83,6 +90,7 @@ def _over_time(plot: Plot, buckets: Buckets, size: str) -> Any:
         show_minor_x_labels=False,
         truncate_label=-1,
     )
+    chart.y_labels = ticks(max(map(sum, zip(*plot.series.values(), strict=True)), default=0))
     chart.x_labels = labels
     chart.x_labels_major = labels[::every]
     for name, values in plot.series.items():
@@ -95,7 +103,10 @@ def _amounts(plot: Plot, names: Sequence[str], size: str) -> Any:
         **_options(size, 60 + _BAR_HEIGHT * len(names)),
         show_legend=False,
         truncate_label=_NAME_SHOWN[size],
+        margin_right=_LAST_LABEL,
     )
+    most = max(map(max, plot.series.values()), default=0)
+    chart.y_labels = ticks(most, _STEPS[size])
     chart.x_labels = [printable(name) for name in reversed(names)]
     for name, values in plot.series.items():
         chart.add(printable(name), list(reversed(values)))
@@ -113,13 +124,19 @@ def _options(size: str, height: int) -> dict[str, Any]:
         "explicit_size": False,
         "show_y_guides": True,
         "margin": 8,
-        "min_scale": 2,
-        "max_scale": 5,
         "value_formatter": lambda value: f"{value:,.0f}",
         "rounded_bars": 1,
         "include_x_axis": True,
         "truncate_legend": 40,
     }
+
+
+def ticks(most: int, steps: int = 5) -> list[int]:
+    """Labels of an axis of counts: whole numbers from 0 to `most` or more, in `steps` at most."""
+    step = next(
+        s * 10**power for power in count() for s in (1, 2, 5) if most <= steps * s * 10**power
+    )
+    return list(range(0, max(most, 1) + step, step))
 
 
 def _cleaned(root: Any, plot: Plot, name: str, size: str) -> Any:
@@ -135,6 +152,7 @@ def _cleaned(root: Any, plot: Plot, name: str, size: str) -> Any:
         for attribute in list(element.attrib):
             if _local(attribute) in _NEVER_SAID:
                 del element.attrib[attribute]
+    _tone(root, [plot.tones.get(name) for name in plot.series])
     _say(root, 0, "title", plot.title, id=f"{name}-title")
     _say(root, 1, "desc", plot.description, id=f"{name}-desc")
     root.attrib["id"] = name
@@ -142,6 +160,15 @@ def _cleaned(root: Any, plot: Plot, name: str, size: str) -> Any:
     root.attrib["role"] = "img"
     root.attrib["aria-labelledby"] = f"{name}-title {name}-desc"
     return root
+
+
+def _tone(root: Any, tones: Sequence[str | None]) -> None:
+    """Series that have a tone are classed by it and no longer by their number."""
+    words = {f"color-{index}": f"tone-{tone}" for index, tone in enumerate(tones) if tone}
+    for element in root.iter():
+        classes = element.attrib.get("class", "").split()
+        if words.keys() & classes:
+            element.attrib["class"] = " ".join(words.get(word, word) for word in classes)
 
 
 def _tip(element: Any) -> str:

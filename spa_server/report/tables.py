@@ -1,8 +1,8 @@
 """The tables of the page: captions, columns and cells as text, from the facts."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
 
 from spa_server.report.facts import (
     Access,
@@ -21,6 +21,8 @@ from spa_server.report.facts import (
 from spa_server.report.values import moment
 
 _T = TypeVar("_T")
+MOST_ROWS: Final = 100
+MOST_NAMES: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,19 @@ def tables(facts: Facts) -> dict[str, Table]:
         "host": _listing("What happened to the host", facts.host_events, "Whose"),
         "events": _events(facts),
     }
+
+
+def shortened(found: Mapping[str, Table]) -> dict[str, Table]:
+    """The tables with as many rows as somebody reads, and the number of the others.
+
+    That of the rules is whole: the matrix names them.
+    """
+    return {name: each if each.anchor else _first(each) for name, each in found.items()}
+
+
+def _first(table: Table) -> Table:
+    beyond = max(0, len(table.rows) - MOST_ROWS)
+    return replace(table, rows=table.rows[:MOST_ROWS], left_out=table.left_out + beyond)
 
 
 def minute(at_us: int | None) -> str:
