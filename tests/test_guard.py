@@ -492,6 +492,29 @@ def test_a_policy_that_is_not_sound_changes_nothing(host: Host, alice: Identity)
     assert len(host.recorded("policy.refused")) == 1
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_who_asks_for_more_than_the_limit_does_not_get_it(
+    host: Host, alice: Identity, *, at_once: bool
+) -> None:
+    """Neither one knock after the other, nor in one batch with others', nor with another key."""
+    host.policy.write_text(POLICY + "[limits]\nmax_open = 1\n")
+    host.guard.reload()
+    her_other = host.person("alice")
+    knocks = [host.knock(alice), host.knock(her_other, POSTGRES)]
+    answers = host.hear(*knocks) if at_once else [host.hear(each)[0] for each in knocks]
+    assert answers == [Status.GRANTED, Status.REFUSED]
+    assert list(host.table.holes) == [HER_HOLE]
+
+
+def test_who_knocks_too_often_is_refused(host: Host, alice: Identity) -> None:
+    host.policy.write_text(POLICY + "[limits]\nknocks_per_minute = 2\n")
+    host.guard.reload()
+    answers = host.hear(*(host.knock(alice) for _ in range(3)))
+    assert answers == [Status.GRANTED, Status.GRANTED, Status.REFUSED]
+    host.clock.passes(61)
+    assert host.hear(host.knock(alice)) == [Status.GRANTED]
+
+
 # What cannot be read or told
 
 
