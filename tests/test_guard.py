@@ -5,6 +5,7 @@ gate, as the kernel does where there is no table. Each test is somebody who mean
 keeps them out; integration/ has the same with real packets.
 """
 
+import errno
 import secrets
 import sqlite3
 import time
@@ -30,10 +31,13 @@ from spa_server.audit.asking import Filter, ask
 from spa_server.audit.backlog import leave_note
 from spa_server.capture.datagram import Datagram
 from spa_server.config import load_config
+from spa_server.driftwatch import Drift
 from spa_server.firewall.elements import HoleLease, TagLease
+from spa_server.firewall.kernel import FirewallError
 from spa_server.firewall.plan import GatePlan
 from spa_server.guard import Guard
 from spa_server.hole import Hole
+from spa_server.sessions import Session
 from tests.test_reception import Kernel
 from tests.world import CLIENT, HOST, NOW_US, SECOND, SSH, World, knock_at
 
@@ -42,7 +46,6 @@ policy = "policy.toml"
 key = "server.key"
 database = "spa.db"
 control = "control.sock"
-outer = ["eth0"]
 """
 POLICY = """\
 [services]
@@ -100,6 +103,7 @@ class Table(Kernel):
         self.held_back: dict[bytes, int] = {}
         self.done: list[str] = []
         self.applies = True
+        self.number: int | None = None
         self.backstop = SimpleNamespace(trouble=None, absence="", disarm=lambda _why: None)
 
     @property
@@ -131,6 +135,8 @@ class Table(Kernel):
 
     def admit(self, leases: Iterable[TagLease]) -> None:
         self._may()
+        if self.number is not None:
+            raise FirewallError("the kernel would not", self.number)
         leases = list(leases)
         self.tags |= {lease.tag: lease.timeout_ms for lease in leases}
         self.done += ["tags"] if leases else []
@@ -169,6 +175,13 @@ class Host:
         for _ in made.load_tags():
             pass
         return made
+
+    def wait(self) -> None:
+        """What the daemon does when it wakes."""
+        self.guard.tick()
+        if self.guard.needs_tags():
+            for _ in self.guard.load_tags():
+                pass
 
     @property
     def guard(self) -> Guard:
@@ -225,6 +238,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     monkeypatch.setattr("spa_server.guard.sessions.sever", lambda *_: [])
     monkeypatch.setattr("spa_server.guard.sessions.served", list)
     monkeypatch.setattr("spa_server.gatehouse.accounting.switch_on", tuple)
+    monkeypatch.setattr("spa_server.gatehouse.outer_interfaces", lambda: ("eth0",))
     made = Host(tmp_path, now, table)
     yield made
     for guard in made.guards:
@@ -308,6 +322,22 @@ def test_where_an_older_copy_of_the_database_was_put_back_nothing_that_may_be_fr
     assert host.hear(host.knock(alice)) == [Status.GRANTED]
 
 
+def test_a_clock_set_back_revives_nothing_that_was_forgotten(host: Host, alice: Identity) -> None:
+    """Recorded, kept for 40 minutes, and sent when the clock shows that time again."""
+    knock = host.knock(alice)
+    host.hear(knock)
+    for _ in range(8):
+        host.clock.passes(300)
+        host.wait()
+    assert host.guard.snapshot().requests_remembered == 0
+    host.clock.is_set(by_s=-2400)
+    host.guard.tick()
+    assert host.passes(knock)
+    assert host.hear(knock) == []
+    host.begin()
+    assert host.hear(knock) == []
+
+
 # Whoever may no longer
 
 
@@ -389,6 +419,60 @@ def test_a_key_that_is_replaced_ends_when_the_new_one_works(host: Host, alice: I
     assert [hole.port for hole in host.table.holes] == [5432]
 
 
+def test_a_key_that_is_replaced_ends_also_when_the_daemon_began_since(
+    host: Host, alice: Identity
+) -> None:
+    new = host.person("alice", replaces=alice.public.key_id, overlap_us=A_DAY_S * SECOND)
+    host.begin()
+    assert host.hear(host.knock(new)) == [Status.GRANTED]
+    assert host.hear(host.knock(alice)) == []
+
+
+def test_what_is_over_when_the_daemon_begins_is_not_opened_again(
+    host: Host, alice: Identity
+) -> None:
+    host.hear(host.knock(alice))
+    host.table.holes.clear()
+    host.table.done.clear()
+    host.clock.passes(301)
+    host.begin()
+    assert "holes" not in host.table.done
+    assert len(host.recorded("hole.expired")) == 1
+
+
+def test_what_is_over_is_entered_when_it_is(host: Host, alice: Identity) -> None:
+    """Then the sessions end that may not outlive it."""
+    host.hear(host.knock(alice))
+    assert host.guard.next_wake_s() <= host.clock.monotonic() + 300
+    host.clock.passes(300)
+    host.guard.tick()
+    assert len(host.recorded("hole.expired")) == 1
+
+
+def test_a_policy_on_trial_gives_nothing_once_it_was_taken_back(
+    host: Host, alice: Identity
+) -> None:
+    host.policy.write_text(NARROWER)
+    host.guard.reload()
+    marks.begin(host.config, marks.Trial("token", None, was_wanted=True, boot_id=clock.boot_id()))
+    host.policy.write_text(POLICY)
+    host.guard.reload()
+    assert host.hear(host.knock(alice, SSH, POSTGRES)) == [Status.GRANTED]
+    assert len(host.table.holes) == 2
+    host.guard.take_back()
+    assert [hole.port for hole in host.table.holes] == [5432]
+    assert host.hear(host.knock(alice)) == [Status.REFUSED]
+
+
+def test_with_a_policy_that_is_not_sound_at_the_start_the_last_good_one_counts(
+    host: Host, alice: Identity
+) -> None:
+    host.policy.write_text("[roles")
+    host.begin()
+    assert len(host.recorded("policy.refused")) == 1
+    assert host.hear(host.knock(alice)) == [Status.GRANTED]
+
+
 def test_a_narrower_policy_ends_what_it_would_not_give(host: Host, alice: Identity) -> None:
     host.hear(host.knock(alice, SSH, POSTGRES))
     host.policy.write_text(NARROWER)
@@ -406,6 +490,29 @@ def test_a_policy_that_is_not_sound_changes_nothing(host: Host, alice: Identity)
     assert list(host.table.holes) == [HER_HOLE]
     assert host.hear(host.knock(alice)) == [Status.GRANTED]
     assert len(host.recorded("policy.refused")) == 1
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_who_asks_for_more_than_the_limit_does_not_get_it(
+    host: Host, alice: Identity, *, at_once: bool
+) -> None:
+    """Neither one knock after the other, nor in one batch with others', nor with another key."""
+    host.policy.write_text(POLICY + "[limits]\nmax_open = 1\n")
+    host.guard.reload()
+    her_other = host.person("alice")
+    knocks = [host.knock(alice), host.knock(her_other, POSTGRES)]
+    answers = host.hear(*knocks) if at_once else [host.hear(each)[0] for each in knocks]
+    assert answers == [Status.GRANTED, Status.REFUSED]
+    assert list(host.table.holes) == [HER_HOLE]
+
+
+def test_who_knocks_too_often_is_refused(host: Host, alice: Identity) -> None:
+    host.policy.write_text(POLICY + "[limits]\nknocks_per_minute = 2\n")
+    host.guard.reload()
+    answers = host.hear(*(host.knock(alice) for _ in range(3)))
+    assert answers == [Status.GRANTED, Status.GRANTED, Status.REFUSED]
+    host.clock.passes(61)
+    assert host.hear(host.knock(alice)) == [Status.GRANTED]
 
 
 # What cannot be read or told
@@ -497,6 +604,80 @@ def test_a_hole_that_nobody_granted_is_closed(host: Host, alice: Identity) -> No
     assert list(host.table.holes) == [HER_HOLE]
 
 
+def test_a_gate_that_is_away_without_a_word_is_put_back(host: Host, alice: Identity) -> None:
+    host.table.flush()
+    host.guard.drifted(Drift(host.guard.policy, None, []))
+    assert host.guard.snapshot().gate_in_doubt
+    host.guard.tick()
+    assert host.table.is_loaded()
+    assert len(host.tags_of(alice)) == 6
+
+
+def test_what_came_in_while_the_gate_was_away_goes_and_nothing_else(
+    host: Host, alice: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not what was there before, nor what a hole explains."""
+    before, hers, his = (
+        Session(SSH.protocol, 2, bytes(48), HOST, 22, ip_address(remote), port, 2)
+        for remote, port in (("192.0.2.1", 1), (str(CLIENT), 2), ("203.0.113.66", 3))
+    )
+    served, gone = [before], list[Session]()
+    monkeypatch.setattr("spa_server.guard.sessions.served", lambda: served)
+    monkeypatch.setattr(
+        "spa_server.guard.sessions.destroy", lambda unwanted: gone.extend(unwanted) or gone
+    )
+    host.begin()
+    host.hear(host.knock(alice))
+    host.table.flush()
+    served += [hers, his]
+    host.table.applies = False
+    host.guard.ruleset_changed()
+    assert gone == []  # the gate is away still: who knows who comes yet
+    host.table.applies = True
+    host.guard.tick()
+    assert gone == [his]
+    assert len(host.recorded("connection.severed")) == 1
+
+
+def test_an_interface_that_leads_outside_is_judged_as_soon_as_it_does(
+    host: Host, alice: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert host.tags_of(alice)
+    host.table.done.clear()
+    host.guard.routes_changed()
+    assert host.table.done == []
+    outside = ("eth0", "wwan0")
+    monkeypatch.setattr("spa_server.gatehouse.outer_interfaces", lambda: outside)
+    host.guard.routes_changed()
+    assert host.table.order == ["the gate", "tags"]
+
+
+def test_a_capture_at_an_interface_hears_what_is_for_this_host_alone(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It also sees what is on its way to others."""
+    own = {HOST}
+    monkeypatch.setattr("spa_server.guard.is_local_unicast", own.__contains__)
+    with host.config.path.open("a") as file:
+        file.write('capture = "interface:eth0"\n')
+    alice = host.person("alice")
+    host.config = load_config(host.config.path)
+    host.begin()
+    assert host.hear(host.knock(alice)) == [Status.GRANTED]
+    own.clear()
+    host.guard.routes_changed()
+    assert host.hear(host.knock(alice)) == []
+
+
+def test_a_gate_that_cannot_be_put_in_force_is_said_to_who_wanted_it(
+    host: Host, alice: Identity
+) -> None:
+    assert host.tags_of(alice)
+    host.table.applies = False
+    with pytest.raises(FirewallError):
+        host.guard.reload(gate_too=True)
+
+
 def test_without_a_gate_nothing_is_granted(host: Host, alice: Identity) -> None:
     host.table.flush()
     host.table.applies = False
@@ -525,6 +706,66 @@ def test_when_the_clock_was_set_the_tags_are_those_of_the_new_time(
     assert len(host.tags_of(alice)) == 6
     assert not before & host.table.tags.keys()
     assert host.hear(host.knock(alice)) == [Status.GRANTED]
+
+
+def test_when_the_clock_was_set_a_little_the_same_tags_last_by_the_new_time(
+    host: Host, alice: Identity
+) -> None:
+    """And where the kernel could not be told to let them go, nobody takes them away later."""
+    host.person("bob")
+    host.guard.look_around()
+    before = dict(host.table.tags)
+    host.table.fails = True
+    host.clock.is_set(by_s=10)
+    host.guard.look_around()
+    host.table.fails = False
+    host.guard.tick()
+    assert host.table.tags == {tag: left_ms - 10_000 for tag, left_ms in before.items()}
+    host.revoke("bob")
+    host.guard.look_around()
+    assert len(host.tags_of(alice)) == 6
+
+
+@pytest.mark.parametrize("some_are_laid", [False, True])
+def test_a_clock_that_is_set_while_tags_are_laid_has_them_laid_anew(
+    host: Host, *, some_are_laid: bool
+) -> None:
+    """Those of the old time would last too long, or name nobody."""
+    alice = host.person("alice")
+    host.begin()
+    host.clock.passes(6000)
+    host.table.done.clear()
+    laying = host.guard.load_tags()
+    next(laying)
+    while some_are_laid and not host.table.done:
+        next(laying)
+    host.clock.is_set(by_s=-A_DAY_S)
+    host.table.tags.clear()
+    for _ in laying:
+        assert host.table.tags == {}
+    assert not host.guard.needs_tags()  # not before somebody has looked at the clock
+    host.wait()
+    assert len(host.tags_of(alice)) == len(host.table.tags) == 6
+    assert host.hear(host.knock(alice)) == [Status.GRANTED]
+
+
+def test_the_tags_of_each_epoch_are_there_before_it_begins(host: Host, alice: Identity) -> None:
+    for _ in range(4):
+        host.clock.passes(300)
+        host.wait()
+        assert host.passes(host.knock(alice))
+        assert host.hear(host.knock(alice)) == [Status.GRANTED]
+
+
+@pytest.mark.parametrize(("number", "in_doubt"), [(errno.ENFILE, False), (errno.EPERM, True)])
+def test_a_set_that_a_flood_has_filled_is_no_reason_to_load_the_gate_again(
+    host: Host, alice: Identity, number: int, *, in_doubt: bool
+) -> None:
+    tag = host.knock(alice).payload[:8]
+    junk = [tag + secrets.token_bytes(232) for _ in range(40)]
+    host.table.number = number
+    host.hear(*(Datagram(each, CLIENT, 1, HOST, 62201, "udp", NOW_US) for each in junk))
+    assert host.guard.snapshot().gate_in_doubt is in_doubt
 
 
 def test_a_clock_that_was_wrong_has_let_nobody_go_for_good(host: Host) -> None:
