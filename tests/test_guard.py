@@ -29,6 +29,7 @@ from spa_protocol.reply import Reply
 from spa_server import clock, marks
 from spa_server.audit.asking import Filter, ask
 from spa_server.audit.backlog import leave_note
+from spa_server.audit.denials import beside
 from spa_server.capture.datagram import Datagram
 from spa_server.config import load_config
 from spa_server.driftwatch import Drift
@@ -440,6 +441,21 @@ def test_what_is_over_when_the_daemon_begins_is_not_opened_again(
     assert len(host.recorded("hole.expired")) == 1
 
 
+def test_what_was_granted_before_a_reboot_is_over(
+    host: Host, alice: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock by which it would end began anew."""
+    host.hear(host.knock(alice))
+    host.table.flush()
+    monkeypatch.setattr(clock, "boot_id", lambda: "the next boot")
+    host.clock.up_us = 60 * SECOND
+    host.begin()
+    assert host.table.holes == {}
+    with closing(sqlite3.connect(host.config.database)) as connection:
+        ended = connection.execute("select ended_why from hole_grant").fetchall()
+    assert ended == [("reboot",)]
+
+
 def test_what_is_over_is_entered_when_it_is(host: Host, alice: Identity) -> None:
     """Then the sessions end that may not outlive it."""
     host.hear(host.knock(alice))
@@ -513,6 +529,19 @@ def test_who_knocks_too_often_is_refused(host: Host, alice: Identity) -> None:
     assert answers == [Status.GRANTED, Status.GRANTED, Status.REFUSED]
     host.clock.passes(61)
     assert host.hear(host.knock(alice)) == [Status.GRANTED]
+
+
+def test_the_record_tells_beginning_and_end_and_what_was_only_counted(
+    host: Host, alice: Identity
+) -> None:
+    tag = host.knock(alice).payload[:8]
+    junk = [tag + secrets.token_bytes(232) for _ in range(5)]
+    host.hear(*(Datagram(each, CLIENT, 1, HOST, 62201, "udp", NOW_US) for each in junk))
+    host.guard.stop()
+    with closing(sqlite3.connect(beside(host.config.database))) as denials:
+        counts = denials.execute("select reason, count from denial").fetchall()
+    assert counts == [("not-authentic", 1), ("not-authentic", 4)]
+    assert len(host.recorded("daemon.started")) == len(host.recorded("daemon.stopped")) == 1
 
 
 # What cannot be read or told

@@ -197,6 +197,19 @@ def test_strangers_get_no_answer(host: Host) -> None:
     assert host.events() == [("knock.refused", "unknown-key")]
 
 
+def test_a_key_that_is_nobody_s_knocks_and_closes_in_vain(host: Host) -> None:
+    """An invite's, which may only join: it opens nothing, closes nothing and harms nobody."""
+    alice, invited = host.person("alice", "ops"), host.world.enrol()
+    closing = Close(NOW_US, (SSH,), target=HOST)
+    replies = host.receive(
+        host.world.datagram(invited, knock_at()),
+        host.world.datagram(alice, knock_at()),
+        host.world.datagram(invited, closing),
+    )
+    assert [reply.status for reply in replies] == [Status.GRANTED]
+    assert len(host.kernel.holes) == 1
+
+
 def test_whoever_wants_no_reply_gets_none(host: Host) -> None:
     alice = host.person("alice", "ops")
     assert host.receive(host.world.datagram(alice, knock_at(reply_wanted=False))) == []
