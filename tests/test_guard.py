@@ -121,10 +121,15 @@ class Table(Kernel):
     def is_loaded(self) -> bool:
         return not self.fails
 
-    def apply(self, _plan: GatePlan) -> None:
+    def apply(self, plan: GatePlan) -> None:
         self.fails = not self.applies
         self._may()
+        self.plan = plan
         self.done.append("the gate")
+
+    def restore(self, ruleset: str) -> None:
+        self.restored = ruleset
+        self.done.append("the gate as it was")
 
     def ruleset(self) -> str:
         return "as nft lists it"
@@ -203,6 +208,11 @@ class Host:
 
     def revoke(self, name: str) -> None:
         self.registry.revoke(name, now_us=self.clock.now_us, actor="an operator")
+
+    def on_trial(self, *, before: str | None) -> None:
+        """`gate apply --confirm-within` has set its mark."""
+        trial = marks.Trial("token", before, was_wanted=True, boot_id=clock.boot_id())
+        marks.begin(self.config, trial)
 
     def knock(self, who: Identity, *accesses: Access, stamp_us: int | None = None) -> Datagram:
         at_us = self.clock.now_us if stamp_us is None else stamp_us
@@ -470,7 +480,7 @@ def test_a_policy_on_trial_gives_nothing_once_it_was_taken_back(
 ) -> None:
     host.policy.write_text(NARROWER)
     host.guard.reload()
-    marks.begin(host.config, marks.Trial("token", None, was_wanted=True, boot_id=clock.boot_id()))
+    host.on_trial(before=None)
     host.policy.write_text(POLICY)
     host.guard.reload()
     assert host.hear(host.knock(alice, SSH, POSTGRES)) == [Status.GRANTED]
@@ -478,6 +488,36 @@ def test_a_policy_on_trial_gives_nothing_once_it_was_taken_back(
     host.guard.take_back()
     assert [hole.port for hole in host.table.holes] == [5432]
     assert host.hear(host.knock(alice)) == [Status.REFUSED]
+
+
+def test_a_host_that_a_trial_has_closed_is_as_open_again_as_it_was(
+    host: Host, alice: Identity
+) -> None:
+    """An operator who is locked out by it cannot confirm it."""
+    assert host.tags_of(alice)
+    host.on_trial(before=None)
+    path = host.config.path
+    path.write_text('mode = "observe"\n' + SERVER)
+    host.guard.reload(gate_too=True)
+    host.guard.confirm()
+    assert host.table.plan.observed.everything
+    path.write_text(SERVER)
+    host.guard.reload(gate_too=True)
+    assert not host.table.plan.observed.everything
+    host.guard.take_back()
+    assert host.table.plan.observed.everything
+
+
+def test_a_daemon_that_began_during_a_trial_goes_back_to_the_gate_before_it(
+    host: Host, alice: Identity
+) -> None:
+    host.on_trial(before="the gate as nft listed it")
+    host.begin()
+    host.table.done.clear()
+    host.guard.take_back()
+    assert host.table.restored == "the gate as nft listed it"
+    assert host.table.order == ["the gate as it was", "tags"]
+    assert len(host.tags_of(alice)) == 6
 
 
 def test_with_a_policy_that_is_not_sound_at_the_start_the_last_good_one_counts(
@@ -496,6 +536,16 @@ def test_a_narrower_policy_ends_what_it_would_not_give(host: Host, alice: Identi
     assert [hole.port for hole in host.table.holes] == [5432]
     assert host.recorded("hole.closed") == ["the policy or the roles no longer allow it"]
     assert host.hear(host.knock(alice, SSH)) == [Status.REFUSED]
+
+
+def test_what_is_no_longer_always_open_is_closed_by_the_reload(host: Host, alice: Identity) -> None:
+    assert host.tags_of(alice)
+    opened = POLICY + '[[always_open]]\nservices = ["ssh"]\nfrom = "anywhere"\n'
+    for text, count in ((opened, 2), (POLICY, 0)):
+        host.policy.write_text(text)
+        host.guard.reload()
+        assert len(host.table.plan.always_open) == count
+    assert len(host.recorded("policy.loaded")) == 2
 
 
 def test_a_policy_that_is_not_sound_changes_nothing(host: Host, alice: Identity) -> None:
@@ -531,6 +581,13 @@ def test_who_knocks_too_often_is_refused(host: Host, alice: Identity) -> None:
     assert host.hear(host.knock(alice)) == [Status.GRANTED]
 
 
+def test_what_the_kernel_had_no_room_for_is_in_the_record(host: Host, alice: Identity) -> None:
+    """A flood that keeps knocks from being heard does not go unnoticed."""
+    knock = host.knock(alice)
+    host.guard.hear(lambda _now_us: ([knock], 3))
+    assert len(host.recorded("records.lost")) == 1
+
+
 def test_the_record_tells_beginning_and_end_and_what_was_only_counted(
     host: Host, alice: Identity
 ) -> None:
@@ -549,6 +606,7 @@ def test_the_record_tells_beginning_and_end_and_what_was_only_counted(
 
 def test_while_the_registry_cannot_be_read_nothing_is_granted(host: Host, alice: Identity) -> None:
     """Who knows whether it says that her key is revoked?"""
+    bob = host.person("bob")
     host.registry.revoke("alice", now_us=host.clock.now_us, actor="an operator")
     with closing(sqlite3.connect(host.config.database)) as other:
         other.execute("alter table registry_change rename to away")
@@ -557,6 +615,7 @@ def test_while_the_registry_cannot_be_read_nothing_is_granted(host: Host, alice:
         other.execute("alter table away rename to registry_change")
     assert host.hear(host.knock(alice)) == []
     assert host.tags_of(alice) == set()
+    assert host.hear(host.knock(bob)) == [Status.GRANTED]
 
 
 def test_what_could_not_be_read_once_is_read_again(
@@ -734,6 +793,7 @@ def test_when_the_clock_was_set_the_tags_are_those_of_the_new_time(
     host.guard.look_around()
     assert len(host.tags_of(alice)) == 6
     assert not before & host.table.tags.keys()
+    assert len(host.recorded("clock.set")) == 1
     assert host.hear(host.knock(alice)) == [Status.GRANTED]
 
 
