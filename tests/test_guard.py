@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from ipaddress import ip_address
 from itertools import groupby
 from pathlib import Path
@@ -361,6 +362,7 @@ def test_the_tags_of_a_revoked_key_leave_the_kernel(host: Host, alice: Identity)
     assert host.tags_of(alice) == set()
     assert not host.passes(host.knock(alice))
     assert len(host.tags_of(bob)) == 6
+    assert host.recorded("keys.changed")[-1] == "key.revoked"
 
 
 def test_a_revoked_key_opens_nothing_though_its_knock_is_on_its_way(
@@ -725,6 +727,10 @@ def test_what_came_in_while_the_gate_was_away_goes_and_nothing_else(
     host.guard.tick()
     assert gone == [his]
     assert len(host.recorded("connection.severed")) == 1
+    served.remove(his)
+    served.append(replace(his, remote_port=4))
+    host.guard.ruleset_changed()
+    assert [session.remote_port for session in gone] == [3, 4]
 
 
 def test_an_interface_that_leads_outside_is_judged_as_soon_as_it_does(
