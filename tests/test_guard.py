@@ -821,6 +821,23 @@ def test_when_the_clock_was_set_a_little_the_same_tags_last_by_the_new_time(
     assert len(host.tags_of(alice)) == 6
 
 
+def test_what_was_laid_anew_is_not_taken_away_with_what_could_not_be_let_go(
+    host: Host, alice: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(_values: Iterable[bytes]) -> None:
+        raise FirewallError("too busy")
+
+    host.person("bob")
+    host.guard.look_around()
+    host.clock.is_set(by_s=10)
+    with monkeypatch.context() as context:
+        context.setattr(host.table, "withdraw", cannot)
+        host.guard.look_around()
+    host.revoke("bob")
+    host.guard.look_around()
+    assert len(host.tags_of(alice)) == len(host.table.tags) == 6
+
+
 @pytest.mark.parametrize("some_are_laid", [False, True])
 def test_a_clock_that_is_set_while_tags_are_laid_has_them_laid_anew(
     host: Host, *, some_are_laid: bool
