@@ -18,7 +18,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Final, Protocol
+from operator import itemgetter
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -57,6 +58,11 @@ _OF_A_REQUEST: Final = frozenset(
         Event.INVITE_ALARM,
     }
 )
+
+_Party: TypeAlias = tuple[str, str]
+"""Why a datagram is refused, and whose tag it bears."""
+_Kind: TypeAlias = tuple[str, str, str]
+"""The same, and its source."""
 
 
 class Answerer(Protocol):
@@ -113,7 +119,7 @@ class Reception:
     flooded: Callable[[bytes, Sender, int], None] | None = None
     pace: Pace = field(default_factory=Pace)
     meter: Meter = field(default_factory=Meter)
-    refusals: Tally[tuple[str, str, str]] = field(default_factory=Tally)
+    refusals: Tally[_Kind, _Party] = field(default_factory=lambda: Tally(itemgetter(0, 1)))
     floods: Floods = field(default_factory=Floods)
 
     def receive(self, datagrams: Sequence[Datagram], moment: Moment) -> None:
@@ -362,8 +368,9 @@ class Reception:
 
     def flush_refusals(self, now_us: int) -> None:
         """Records how many more there were of what the tally held back."""
-        further, beyond = self.refusals.take()
+        further, by_party, beyond = self.refusals.take()
         records = [wording.further(*kind, count, now_us) for kind, count in further.items()]
+        records += [wording.further(*party, "", count, now_us) for party, count in by_party.items()]
         if beyond:
             records.append(wording.further("many kinds", "", "", beyond, now_us))
         if records:

@@ -1,0 +1,16 @@
+"""What one sender or one insider may cost: attacks of integration/attacks, and what they attain."""
+
+from types import ModuleType
+
+import pytest
+
+from integration.attacks import blinded
+from integration.lab import Lab
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("attack", [blinded], ids=lambda attack: attack.__name__.split(".")[-1])
+def test_the_attack_is_held(attack: ModuleType) -> None:
+    with Lab() as lab:
+        for figure in attack.run(lab):
+            assert figure.holds, figure
