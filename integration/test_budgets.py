@@ -4,12 +4,14 @@ from types import ModuleType
 
 import pytest
 
-from integration.attacks import blinded
+from integration.attacks import blinded, greedy
 from integration.lab import Lab
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("attack", [blinded], ids=lambda attack: attack.__name__.split(".")[-1])
+@pytest.mark.parametrize(
+    "attack", [blinded, greedy], ids=lambda attack: attack.__name__.split(".")[-1]
+)
 def test_the_attack_is_held(attack: ModuleType) -> None:
     with Lab() as lab:
         for figure in attack.run(lab):

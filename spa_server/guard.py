@@ -15,7 +15,7 @@ from keys.registry import Registry
 from keys.tomlfile import FileProblem
 from spa_protocol import __version__
 from spa_protocol.carrier import Carrier
-from spa_protocol.layout import EPOCH_S, Address, epoch_of
+from spa_protocol.layout import EPOCH_S, TAG_SIZE, Address, epoch_of
 from spa_protocol.publickey import Sender
 from spa_server import clock, hostkey, marks, sessionlist, sessions
 from spa_server.addressing import Addressing
@@ -39,6 +39,7 @@ from spa_server.doorkeeper import Moment
 from spa_server.driftwatch import Drift, DriftWatch
 from spa_server.enforcement import Enforcement, FirewallFaults
 from spa_server.entitlement import disallowed
+from spa_server.fairqueue import FairQueue
 from spa_server.firewall import routes
 from spa_server.firewall.kernel import FirewallError, Gate
 from spa_server.firewall.routes import is_local_unicast
@@ -157,6 +158,7 @@ class Guard:
             replaced=self._end_replaced,
             flooded=self._flooded,
         )
+        self.waiting = FairQueue(self._party_of)
         self.started_at_us = clock.now_us()
         self.is_serving = False
         self.answers_trouble = ""
@@ -249,19 +251,29 @@ class Guard:
     # What comes
 
     def hear(self, read: Callable[[int], tuple[list[Datagram], int]]) -> None:
-        """Judges and answers what a capture has read; `read` is handed the time.
+        """Judges and answers some of what a capture has read; `read` is handed the time.
 
-        It is read first, so that what cannot be judged is dropped.
+        It is read first, so that what cannot be judged is dropped. What is left is `waiting`: to be
+        called again.
         """
         self.meter.heard()
         datagrams, lost = read(clock.now_us())
         self.look_around()
         now_us = clock.now_us()
-        self.recorder.note_lost("knock", lost, now_us)
         if self.config.capture != "nflog":
             datagrams = [one for one in datagrams if self._is_local(one.target)]
+        self.recorder.note_lost("knock", lost + self.waiting.put(datagrams), now_us)
+        datagrams = self.waiting.take()
         floor_us = max(clock.boot_floor_us(self.config.freshness_s), self._unrecorded_floor_us)
         self.reception.receive(datagrams, Moment(now_us, floor_us))
+
+    def _party_of(self, datagram: Datagram) -> str:
+        """Whose turn in the queue it takes: nothing is proven yet but whose tag it bears."""
+        sender = self.admission.find(datagram.payload[:TAG_SIZE])
+        if sender is None:
+            return ""
+        owner = self.directory.owner(sender.key_id)
+        return owner.identity if owner is not None else sender.key_id
 
     def _is_local(self, target: Address) -> bool:
         """A capture at an interface also yields what is for others. The kernel's rule does not."""
