@@ -7,7 +7,6 @@ import pytest
 from integration.attacks import blinded, greedy, refused_joins
 from integration.lab import Lab
 
-
 ATTACKS = [blinded, greedy, refused_joins]
 
 

@@ -165,7 +165,7 @@ class Changes:
         self._note(Action.KEY_ASKED, invite.identity, key_id, joined_by(invite))
 
     def give_up(self, invite: EnrolledInvite, owner: str) -> None:
-        """An invite's claim to a key that is `owner`'s, or that was rejected: it is no longer good."""
+        """An invite's claim to a key that is `owner`'s, or was rejected: it is no longer good."""
         self._db.table("invite").update(invite.key_id, {"revoked_at_us": self._now_us})
         self._note(Action.INVITE_REVOKED, invite.identity, invite.key_id)
         if invite.identity != owner:

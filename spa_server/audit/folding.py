@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from typing import Any, Final, NamedTuple, TypeAlias
 
-# No knock waits for longer than a few milliseconds, whatever comes in: 1,024 groups are folded in 3,
-# 2,048 networks and 65,536 names are gone through and let go of in 3.
+# No knock waits for longer than some milliseconds, whatever comes in: 1,024 groups are folded in 3,
+# 2,048 networks and 65,536 names are gone through and let go of in 4.
 MAX_FINE: Final = 1024
 MAX_GROUPS: Final = 2048
 MAX_SEEN: Final = 65_536
@@ -73,8 +73,8 @@ def network_of(source: str | None) -> str | None:
 
 
 class Folding:
-    """Counts of denials. Bounded: `max_groups` networks, `MAX_FINE` groups before it comes to those,
-    and `MAX_SEEN` names of what is in them."""
+    """Counts of denials. Bounded: `max_groups` networks, `MAX_FINE` groups before it comes to
+    those, and `MAX_SEEN` names of what is in them."""
 
     def __init__(self, max_groups: int = MAX_GROUPS) -> None:
         self._max_groups = max_groups
@@ -171,8 +171,8 @@ class Folding:
             self._to_rest((event, reason), shared, shared_members)
 
     def _coarsen(self) -> None:
-        """Everything that was counted, again, one level further; two at once where one is not enough,
-        for each takes as long as a knock may have to wait."""
+        """Everything that was counted, again, one level further. Two at once where one would not
+        do: each takes as long as a knock may have to wait."""
         level, rest = Level(self.level + 1), self._rest
         if level is Level.SOURCE and self._sources() > self._max_fine // 2:
             level = Level.NETWORK
