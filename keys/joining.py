@@ -229,7 +229,11 @@ class Joining(Lookup):
         if key is None or key.identity == invite.identity or key.revoked_at_us is not None:
             return ""
         joined = whole(self._rows(_REDEEMED, key_id), invite_of)
-        return key.identity if any(each.identity == key.identity for each in joined) else ""
+        is_only_joined = any(
+            each.identity == key.identity and (key.is_pending or not each.needs_approval)
+            for each in joined
+        )
+        return key.identity if is_only_joined else ""
 
     def _is_claim(self, invite: EnrolledInvite) -> bool:
         key = self.key(invite.redeemed_by or "")

@@ -727,3 +727,9 @@ class TestAKeyThatTwoInvitesBring:
         public = new_key()
         registry.enroll("alice", public, now_us=T0, actor="root")
         assert registry.redeem(make(registry, "mallory"), public, T0) is JoinRefusal.KEY_KNOWN
+
+    def test_nor_is_what_an_operator_approved(self, registry: Registry) -> None:
+        public = new_key()
+        registry.redeem(make(registry, "alice", needs_approval=True), public, T0)
+        registry.approve("alice", now_us=T0, actor="root")
+        assert registry.redeem(make(registry, "mallory"), public, T0) is JoinRefusal.KEY_KNOWN
