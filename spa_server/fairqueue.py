@@ -38,8 +38,10 @@ class FairQueue:
         """They wait from now on; how many did not find room."""
         dropped = 0
         for datagram in datagrams:
-            lanes = self._waiting.setdefault(self._party_of(datagram), OrderedDict())
-            lane = lanes.setdefault(datagram.payload[:TAG_SIZE], deque())
+            party = self._party_of(datagram)
+            lanes = self._waiting.setdefault(party, OrderedDict())
+            # Nobody's tags are of any number, and share a lane.
+            lane = lanes.setdefault(datagram.payload[:TAG_SIZE] if party else b"", deque())
             if len(lane) < OF_ONE:
                 lane.append(datagram)
             else:

@@ -52,3 +52,15 @@ def test_a_batch_is_bounded_and_who_was_left_out_comes_first_in_the_next() -> No
     first, second = waiting.take(), waiting.take()
     assert len(first) == AT_ONCE
     assert [d.payload[:-4].decode() for d in second[:20]] == names[AT_ONCE:]
+
+
+def test_junk_under_a_stolen_tag_delays_nothing_under_a_spare_one() -> None:
+    waiting = FairQueue(lambda _: "alice")
+    waiting.put(of("stolen--", OF_ONE))
+    waiting.put(of("spare---"))
+    assert waiting.take()[1] == of("spare---")[0]
+
+
+def test_tags_of_nobody_take_bounded_room() -> None:
+    waiting = FairQueue(lambda _: "")
+    assert waiting.put(d for n in range(OF_ONE + 3) for d in of(f"{n:08}")) == 3
