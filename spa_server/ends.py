@@ -195,7 +195,7 @@ class Ends:
     def _note_overruns(self, count: int, now_us: int) -> list[Record]:
         self.lost += count
         self._sweep_wanted = True
-        return [_lost(1, now_us)] if self._overruns.is_first("end", now_us, count) else []
+        return [_lost(count, now_us)] if self._overruns.is_first("end", now_us, count) else []
 
     def _sweep(self, now_us: int) -> None:
         """Every live connection is looked up, now and then while ends are being lost."""

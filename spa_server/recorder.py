@@ -5,6 +5,7 @@ It keeps the count of what the kernel could not tell.
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 from spa_server import clock
 from spa_server.audit.ledger import Ledger
@@ -14,6 +15,9 @@ from spa_server.connections import ConnectionLog
 from spa_server.grants import Grant
 from spa_server.tally import Tally
 from spa_server.unended import recollect, used_grants
+
+# An outsider causes them, and they are in the chain.
+_LOSSES_EVERY_US: Final = 300_000_000
 
 
 class ConnectionRecorder:
@@ -27,7 +31,7 @@ class ConnectionRecorder:
         self._connection = connection
         self._recorded_until = ledger.head.event_id
         self._lost = 0
-        self._losses: Tally[str, str] = Tally(str)
+        self._losses: Tally[str, str] = Tally(str, _LOSSES_EVERY_US)
 
     @property
     def lost(self) -> int:
@@ -91,7 +95,7 @@ class ConnectionRecorder:
         if count:
             self._lost += count
             if self._losses.is_first(what, now_us, count):
-                self._ledger.note([_lost(what, 1, now_us)], now_us)
+                self._ledger.note([_lost(what, count, now_us)], now_us)
 
     def _further_lost(self, now_us: int) -> list[Record]:
         further, _, _ = self._losses.take()

@@ -46,7 +46,7 @@ class Tally(Generic[Kind, Party]):
     _began_us: int = 0
 
     def is_first(self, kind: Kind, now_us: int, count: int = 1) -> bool:
-        """Counts one, or so many at once, and says whether one is to be recorded by itself."""
+        """Counts one, or so many at once, and says whether to record them by themselves."""
         if not self._parties and not self._beyond:
             self._began_us = now_us
         name = self.party_of(kind)
@@ -63,7 +63,7 @@ class Tally(Generic[Kind, Party]):
             return False
         self._written[standing] += 1
         party.kinds += 1
-        self._counts[kind] = count - 1
+        self._counts[kind] = 0
         return True
 
     def _begin(self, name: Party) -> _Share:

@@ -21,9 +21,10 @@ def test_the_first_of_a_kind_is_written_and_the_others_are_counted() -> None:
     assert tally.is_first("a", 3)
 
 
-def test_many_at_once_are_one_line_and_a_count() -> None:
+def test_many_at_once_are_one_line_and_later_ones_a_count() -> None:
     tally: Tally[str, str] = Tally(str)
     assert tally.is_first("a", 0, 5)
+    assert not tally.is_first("a", 0, 4)
     assert tally.take() == ({"a": 4}, {}, 0)
 
 
