@@ -11,13 +11,13 @@ docs/protocol.md section 10 has it.
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Final, TypeAlias, TypeVar
 
 from spa_protocol.layout import TAG_SIZE
 from spa_server.capture.datagram import Datagram
 
 OF_ONE: Final = 1024
-TURNS: Final = 16
 AT_ONCE: Final = 256
 _Lanes: TypeAlias = OrderedDict[bytes, deque[Datagram]]
 _Name = TypeVar("_Name", str, bytes)
@@ -49,17 +49,18 @@ class FairQueue:
         return dropped
 
     def take(self) -> list[Datagram]:
-        """The next batch: of each party in turn one, `TURNS` times at most."""
+        """The next batch: one of each party, those first that have waited for longest.
+
+        No more than one: a knock for 256 ports takes some ten milliseconds, and whoever comes next
+        waits for the whole batch.
+        """
         taken: list[Datagram] = []
-        for _ in range(TURNS):
-            for party in tuple(self._waiting)[: AT_ONCE - len(taken)]:
-                lanes = self._waiting[party]
-                tag, lane = next(iter(lanes.items()))
-                taken.append(lane.popleft())
-                _to_the_end(lanes, tag)
-                _to_the_end(self._waiting, party)
-            if len(taken) >= AT_ONCE or not self._waiting:
-                break
+        for party in tuple(islice(self._waiting, AT_ONCE)):
+            lanes = self._waiting[party]
+            tag, lane = next(iter(lanes.items()))
+            taken.append(lane.popleft())
+            _to_the_end(lanes, tag)
+            _to_the_end(self._waiting, party)
         return taken
 
 
