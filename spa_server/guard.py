@@ -63,6 +63,8 @@ from spa_server.snapshot import Snapshot, by_severity
 from spa_server.tags import TagKeeper
 
 _RETRY_S: Final = 1.0
+_HEARS_FOR_S: Final = 0.01
+_STOPS_WITHIN_S: Final = 1.0
 _CLOCK_STEP_US: Final = 1_000_000
 _NOT_CONFIRMED: Final = "the new one was not confirmed"
 _ROUTES_UNREADABLE: Final = "this host cannot read its routes now; try again"
@@ -236,6 +238,7 @@ class Guard:
 
     def stop(self) -> None:
         """The gate stays closed and the holes tick on; only the record is told."""
+        self._judge_for(_STOPS_WITHIN_S)
         now_us = clock.now_us()
         self.reception.flush_refusals(now_us)
         self.recorder.close(now_us)
@@ -263,9 +266,17 @@ class Guard:
         if self.config.capture != "nflog":
             datagrams = [one for one in datagrams if self._is_local(one.target)]
         self.recorder.note_lost("knock", lost + self.waiting.put(datagrams), now_us)
-        datagrams = self.waiting.take()
-        floor_us = max(clock.boot_floor_us(self.config.freshness_s), self._unrecorded_floor_us)
-        self.reception.receive(datagrams, Moment(now_us, floor_us))
+        self._judge_for(_HEARS_FOR_S)
+
+    def _judge_for(self, within_s: float) -> None:
+        """Judges what waits, one turn after another, until nothing does or the time is over."""
+        ends_s = clock.monotonic_s() + within_s
+        while self.waiting:
+            now_us = clock.now_us()
+            floor_us = max(clock.boot_floor_us(self.config.freshness_s), self._unrecorded_floor_us)
+            self.reception.receive(self.waiting.take(), Moment(now_us, floor_us))
+            if clock.monotonic_s() >= ends_s:
+                return
 
     def _party_of(self, datagram: Datagram) -> str:
         """Whose turn in the queue it takes: nothing is proven yet but whose tag it bears."""
