@@ -39,6 +39,10 @@ _AHEAD_US: Final = 5_000_000
 _FWKNOP_PACKET_SIZE: Final = 225
 
 _POLICY: Final = f"""
+[limits]
+max_open = 1_000_000
+knocks_per_minute = 1_000_000
+
 [services]
 measured = "tcp/1000-65535"
 

@@ -499,13 +499,14 @@ def test_full_sets_let_in_and_count(gate: Gate, neighbours: Neighbours) -> None:
     server, client = neighbours.server, neighbours.client
     running = server.serve(next(ports))
     fill("observed4", (IPv4Address(n).packed + bytes(8) for n in range(1, 65_536)))
+    fill("observed_sources4", (IPv4Address(n).packed for n in range(1, 65_536)))
     flow = bytes(16)
     fill("observed_flows4", (IPv4Address(n).packed + flow for n in range(1, 65_536)))
     before = gate.counters()["observed_unlisted"].packets
     for reach in (client.reach_tcp, client.reach_udp):
         assert reach(server.v4, running.port) is Reach.OPEN
     assert gate.counters()["observed_unlisted"].packets == before + 2
-    assert len(list(gate.observed())) == 65_535
+    assert len(list(gate.observed())) == 2 * 65_535
     gate.open([lease(hole(client.v4, server.v4, running.port, once=True))])
     with Log(622) as permits:
         assert client.reach_tcp(server.v4, running.port) is Reach.OPEN

@@ -49,6 +49,8 @@ services = ["ssh"]
 lifetime = "1h"
 
 [roles.plain]
+[roles.plain.limits]
+knocks_per_minute = 100_000
 [[roles.plain.allow]]
 services = ["ssh", "dns"]
 lifetime = "1h"

@@ -62,10 +62,15 @@ class Changes:
         self._note(action, identity, public.key_id, _expiry(expires_at_us))
 
     def approve(self, key: EnrolledKey, expires_at_us: int | None) -> None:
-        """A pending key that may knock from now on."""
+        """A pending key that may knock from now on, for the identity that it is given with."""
+        self._db.table("identity").insert(
+            {"name": key.identity, "created_at_us": self._now_us}, ignore=True
+        )
         self._db.table("key").update(
             key.key_id,
             {
+                "identity": key.identity,
+                "comment": key.comment,
                 "is_pending": False,
                 "enrolled_at_us": self._now_us,
                 "expires_at_us": expires_at_us,
@@ -149,14 +154,31 @@ class Changes:
         A key that waits for approval gets them with it: the identity may have other keys.
         """
         waits = invite.needs_approval
-        comment = f"joined by invite {invite.key_id}"
-        self.add_key(invite.identity, public, comment, None, is_pending=waits)
+        self.add_key(invite.identity, public, joined_by(invite), None, is_pending=waits)
         if not waits:
             self.grant(invite.identity, invite.roles, before)
+        self._redeemed_by(invite, public.key_id)
+
+    def claim(self, invite: EnrolledInvite, key_id: str) -> None:
+        """A join with a key that joined for another: it changes nothing but the invite."""
+        self._redeemed_by(invite, key_id)
+        self._note(Action.KEY_ASKED, invite.identity, key_id, joined_by(invite))
+
+    def give_up(self, invite: EnrolledInvite, owner: str) -> None:
+        """An invite's claim to a key that is `owner`'s, or was rejected: it is no longer good."""
+        self._db.table("invite").update(invite.key_id, {"revoked_at_us": self._now_us})
+        self._note(Action.INVITE_REVOKED, invite.identity, invite.key_id)
+        if invite.identity != owner:
+            why = f"it is {owner}'s"
+            self._note(Action.KEY_REVOKED, invite.identity, invite.redeemed_by, why)
+        else:
+            self._note(Action.KEY_REJECTED, invite.identity, invite.redeemed_by)
+
+    def _redeemed_by(self, invite: EnrolledInvite, key_id: str) -> None:
         self._db.table("invite").update(
-            invite.key_id, {"redeemed_by": public.key_id, "redeemed_at_us": self._now_us}
+            invite.key_id, {"redeemed_by": key_id, "redeemed_at_us": self._now_us}
         )
-        self._note(Action.INVITE_REDEEMED, invite.identity, invite.key_id, public.key_id)
+        self._note(Action.INVITE_REDEEMED, invite.identity, invite.key_id, key_id)
 
     def _drop_replacement(self, old_key_id: str) -> None:
         self._db.table("replacement").delete_where("old_key_id = ?", [old_key_id])
@@ -174,6 +196,11 @@ class Changes:
                 "detail": detail,
             }
         )
+
+
+def joined_by(invite: EnrolledInvite) -> str:
+    """The comment of a key that joined with it."""
+    return f"joined by invite {invite.key_id}"
 
 
 def _expiry(expires_at_us: int | None) -> str:

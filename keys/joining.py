@@ -3,14 +3,14 @@
 import contextlib
 import secrets
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
 from sqlite_utils import Database
 
 from keys import capacity
-from keys.changes import Changes, Refused
+from keys.changes import Changes, Refused, joined_by
 from keys.enrolled import (
     INVITE_COLUMNS,
     KEY_COLUMNS,
@@ -33,6 +33,12 @@ _WAITING: Final = (
     f'SELECT {KEY_COLUMNS} FROM "key" WHERE is_pending = 1 AND revoked_at_us IS NULL '  # noqa: S608
     "ORDER BY enrolled_at_us, key_id"
 )
+_CLAIMS: Final = (
+    f"SELECT {INVITE_COLUMNS} FROM invite WHERE revoked_at_us IS NULL AND EXISTS ("  # noqa: S608
+    'SELECT 1 FROM "key" WHERE "key".key_id = invite.redeemed_by '
+    'AND "key".identity <> invite.identity AND "key".revoked_at_us IS NULL) '
+    "ORDER BY redeemed_at_us, key_id"
+)
 _REDEEMED: Final = f"SELECT {INVITE_COLUMNS} FROM invite WHERE redeemed_by = ?"  # noqa: S608
 
 
@@ -53,7 +59,8 @@ class JoinRefusal(StrEnum):
 class Redeemed:
     """A key that an invite enrolled. `again` says that it had done so before.
 
-    One that is `pending` may not knock yet: somebody has to approve it first.
+    One that is `pending` may not knock yet: somebody has to approve it first. `claimed_by` is the
+    identity that another invite had enrolled the key for before.
     """
 
     key_id: str
@@ -61,6 +68,7 @@ class Redeemed:
     roles: frozenset[str]
     again: bool = False
     pending: bool = False
+    claimed_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +123,27 @@ class Joining(Lookup):
             refusal = self._may_join(invite, public, now_us)
             if refusal is not None:
                 return refusal
+            claimed_by = self._claimed_by(invite, public.key_id)
+            if claimed_by:
+                changes.claim(invite, public.key_id)
+                return Redeemed(
+                    public.key_id, invite.identity, frozenset(), pending=True, claimed_by=claimed_by
+                )
             changes.redeem(invite, public, self.roles_of(invite.identity))
             roles = self.roles_of(invite.identity)
         return Redeemed(public.key_id, invite.identity, roles, pending=invite.needs_approval)
 
     def waiting(self) -> list[Waiting]:
-        """Every key that waits for approval, in the order in which they came."""
+        """Every key that waits for approval, in the order in which they came; then every claim to
+        a key that joined for somebody else, as the key would be."""
         found = []
         for key in whole(self._rows(_WAITING), key_of):
             invites = whole(self._rows(_REDEEMED, key.key_id), invite_of)
-            found += [Waiting(key, invite) for invite in invites]
+            found += [Waiting(key, each) for each in invites if each.identity == key.identity]
+        for invite in whole(self._rows(_CLAIMS), invite_of):
+            claimed = self.key(invite.redeemed_by or "")
+            if claimed is not None:
+                found.append(Waiting(_as_claimed(claimed, invite), invite))
         return found
 
     def approve(
@@ -142,8 +161,12 @@ class Joining(Lookup):
         """
         with self._changing(now_us, actor) as changes:
             found = self._one_waiting(identity_or_key_id)
-            changes.approve(found.key, expires_at_us)
             identity = found.key.identity
+            claims = whole(self._rows(_REDEEMED, found.key.key_id), invite_of)
+            others = [each for each in claims if each.key_id != found.invite.key_id]
+            for other in others:
+                changes.give_up(other, identity)
+            changes.approve(found.key, expires_at_us)
             changes.grant(identity, found.invite.roles, self.roles_of(identity))
         return found
 
@@ -151,12 +174,24 @@ class Joining(Lookup):
         """Revokes a key that waits, which is named as for `approve`. Raises Refused."""
         with self._changing(now_us, actor) as changes:
             found = self._one_waiting(identity_or_key_id)
-            changes.reject(found.key)
+            if self._is_claim(found.invite):
+                changes.give_up(found.invite, found.key.identity)
+            else:
+                self._must_be_the_only(found)
+                changes.reject(found.key)
         return found
+
+    def _must_be_the_only(self, found: Waiting) -> None:
+        """A rejected key never comes back, which may not befall another whose it is."""
+        others = [w.key.identity for w in self.waiting() if w.key.key_id == found.key.key_id]
+        others.remove(found.key.identity)
+        if others:
+            what = f"key {found.key.key_id} is claimed by {', '.join(others)} too"
+            raise Refused(what, f"approve it for whose it is: spa-keys approve {others[0]}")
 
     def _one_waiting(self, text: str) -> Waiting:
         beginning, waiting = text.lower(), self.waiting()
-        found = [w for w in waiting if w.key.key_id == beginning]
+        found = [w for w in waiting if beginning in {w.key.key_id, w.invite.key_id}]
         found = found or [w for w in waiting if w.key.identity == text]
         if not found and len(beginning) >= MIN_BEGINNING:
             found = [w for w in waiting if w.key.key_id.startswith(beginning)]
@@ -164,6 +199,9 @@ class Joining(Lookup):
             raise Refused(f"nothing called {text!r} waits for approval", "see: spa-keys pending")
         if len(found) > 1:
             ids = ", ".join(w.key.key_id for w in found)
+            if len({w.key.key_id for w in found}) == 1:
+                people = ", ".join(w.key.identity for w in found)
+                raise Refused(f"key {ids[:16]} is claimed by {people}", "name the person")
             raise Refused(f"{len(found)} keys of {text!r} wait for approval: {ids}", "name one")
         return found[0]
 
@@ -174,15 +212,32 @@ class Joining(Lookup):
             return JoinRefusal.REVOKED
         if not invite.is_active(now_us):
             return JoinRefusal.EXPIRED
-        if self._head(public.key_id) is not None:
+        is_known = self._head(public.key_id) is not None
+        if is_known and not self._claimed_by(invite, public.key_id):
             return JoinRefusal.KEY_KNOWN
-        if self.max_keys is not None and self.heard(now_us) >= self.max_keys:
+        if not is_known and self.max_keys is not None and self.heard(now_us) >= self.max_keys:
             return JoinRefusal.FULL
         try:
             public.check()
         except WeakKey:
             return JoinRefusal.WEAK
         return None
+
+    def _claimed_by(self, invite: EnrolledInvite, key_id: str) -> str:
+        """Whose the key is by another's join: its new key signs nothing, so that proves nothing."""
+        key = self.key(key_id)
+        if key is None or key.identity == invite.identity or key.revoked_at_us is not None:
+            return ""
+        joined = whole(self._rows(_REDEEMED, key_id), invite_of)
+        is_only_joined = any(
+            each.identity == key.identity and (key.is_pending or not each.needs_approval)
+            for each in joined
+        )
+        return key.identity if is_only_joined else ""
+
+    def _is_claim(self, invite: EnrolledInvite) -> bool:
+        key = self.key(invite.redeemed_by or "")
+        return key is not None and key.identity != invite.identity
 
     def _redeemed_again(
         self, invite: EnrolledInvite, public: PublicKey, now_us: int
@@ -191,6 +246,10 @@ class Joining(Lookup):
         key = self.key(public.key_id) if invite.redeemed_by == public.key_id else None
         if key is None:
             return JoinRefusal.USED
+        if key.identity != invite.identity:
+            if invite.revoked_at_us is not None or key.revoked_at_us is not None:
+                return JoinRefusal.REJECTED
+            return Redeemed(key.key_id, invite.identity, frozenset(), again=True, pending=True)
         if key.is_pending and key.revoked_at_us is not None:
             return JoinRefusal.REJECTED
         if not (key.is_pending or key.is_active(now_us)):
@@ -206,3 +265,13 @@ class Joining(Lookup):
     def _changing(self, now_us: int, actor: str) -> Iterator[Changes]:
         with writing(self._db):
             yield Changes(self._db, now_us, actor)
+
+
+def _as_claimed(key: EnrolledKey, invite: EnrolledInvite) -> EnrolledKey:
+    return replace(
+        key,
+        identity=invite.identity,
+        comment=joined_by(invite),
+        enrolled_at_us=invite.redeemed_at_us or key.enrolled_at_us,
+        is_pending=True,
+    )

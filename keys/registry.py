@@ -5,13 +5,16 @@
 3.  An identity keeps its roles when its keys are revoked; `ungrant` takes them.
 4.  An invite enrols one key. Whoever asks again with that key is answered again; whoever comes with
     another is refused.
-5.  Where an invite needs approval, its key waits: it may not knock, and its identity does not get
+5.  Where an invite brings a key that another invite has enrolled for somebody else, neither has
+    proven that it is theirs. The first keeps it, the second waits: an operator may approve it, and
+    then the first loses it. A key that an operator enrolled is nobody else's to claim.
+6.  Where an invite needs approval, its key waits: it may not knock, and its identity does not get
     the invite's roles, before an operator has approved it. One that is rejected stays on record.
-6.  Revoking an identity revokes its invites as well, those for its first key included.
-7.  A key may be enrolled to replace another of its identity. Both are good until the new one is
+7.  Revoking an identity revokes its invites as well, those for its first key included.
+8.  A key may be enrolled to replace another of its identity. Both are good until the new one is
     used for the first time, which revokes the old one, or until the overlap ends. Enrolling the
     old one again keeps it.
-8.  Each change and its entry in `registry_change` are one transaction.
+9.  Each change and its entry in `registry_change` are one transaction.
 
 No method reads a clock: the caller passes the time, in microseconds since the Unix epoch.
 """

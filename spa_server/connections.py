@@ -7,10 +7,11 @@ spa_server/ends.py.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 from spa_server import attribution
 from spa_server.attribution import Permitted
+from spa_server.audit.folding import network_of
 from spa_server.audit.record import Event, Record
 from spa_server.capture.nflog import NflogPacket
 from spa_server.ctentry import key_of
@@ -28,17 +29,23 @@ _DENIALS: Final = {"deny": Event.CONNECTION_DENIED, "would-deny": Event.CONNECTI
 _MANY_USED: Final = 4096
 _CLOCK_SLACK_US: Final = 86_400_000_000  # a grant ends by another clock
 
+_Kind: TypeAlias = tuple[str, str, str]
+
+
+def _party(kind: _Kind) -> str:
+    return network_of(kind[0]) or "" if ":" in kind[0] else kind[0]
+
 
 class Denials:
     """What was denied, and what would have been: two tallies, so that neither crowds the other out.
 
-    A kind is the source, the target and the access.
+    A kind is the source, the target and the access. In IPv6 one party has 2**64 sources.
     """
 
     def __init__(self) -> None:
-        self.of: dict[Event, Tally[tuple[str, str, str]]] = {
-            Event.CONNECTION_DENIED: Tally(),
-            Event.CONNECTION_WOULD_DENY: Tally(),
+        self.of: dict[Event, Tally[_Kind, str]] = {
+            Event.CONNECTION_DENIED: Tally(_party),
+            Event.CONNECTION_WOULD_DENY: Tally(_party),
         }
 
     def due_at_us(self) -> int | None:
@@ -97,8 +104,12 @@ class ConnectionLog:
         """How many more were denied than were written one by one."""
         records = []
         for event, tally in self.denials.of.items():
-            further, beyond = tally.take()
+            further, by_party, beyond = tally.take()
             records += [_denied(event, kind, now_us, {"further": n}) for kind, n in further.items()]
+            records += [
+                Record(event, now_us, source=party, detail={"further": n})
+                for party, n in by_party.items()
+            ]
             if beyond:
                 records.append(Record(event, now_us, detail={"further": beyond}))
         return records
@@ -152,8 +163,6 @@ def _not_remembered(count: int, now_us: int) -> Record:
     return Record(Event.RECORDS_LOST, now_us, reason=reason, detail=detail)
 
 
-def _denied(
-    event: Event, kind: tuple[str, str, str], now_us: int, detail: dict[str, object]
-) -> Record:
+def _denied(event: Event, kind: _Kind, now_us: int, detail: dict[str, object]) -> Record:
     source, target, access = kind
     return Record(event, now_us, source=source, target=target, access=access, detail=detail)

@@ -67,6 +67,7 @@ class Daemon:
         self._counting: asyncio.Task[None] | None = None
         self._freeing: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        self._hears_again = False
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT. Raises Trouble when it cannot begin."""
@@ -115,7 +116,7 @@ class Daemon:
         gc.collect()
         gc.freeze()
         guard = self._guard
-        self._on(capture, lambda: guard.hear(lambda now_us: capture.read_batch(_AT_ONCE, now_us)))
+        self._on(capture, lambda: self._hear(capture))
         self._on(permits, lambda: self._logged(permits, guard.recorder.permitted))
         self._on(denials, lambda: self._denied(denials))
         self._on(ruleset, lambda: self._heard("the ruleset", ruleset, guard.ruleset_changed))
@@ -204,6 +205,21 @@ class Daemon:
     def _on(self, source: _Readable, act: Callable[[], object]) -> None:
         loop = asyncio.get_running_loop()
         loop.add_reader(source.fileno(), lambda: self._safely(act))
+
+    def _hear(self, capture: KnockCapture) -> None:
+        """What waits for its turn is heard in the next round, with what has come meanwhile."""
+        guard = self._guard
+        try:
+            guard.hear(lambda now_us: capture.read_batch(_AT_ONCE, now_us))
+        finally:
+            if guard.waiting and not self._hears_again:
+                self._hears_again = True
+                asyncio.get_running_loop().call_soon(self._hear_again, capture)
+
+    def _hear_again(self, capture: KnockCapture) -> None:
+        self._hears_again = False
+        if not self._stopping.is_set():
+            self._safely(lambda: self._hear(capture))
 
     def _logged(self, source: NflogSocket, enter: Callable[..., None]) -> bool:
         """Whether there was anything."""

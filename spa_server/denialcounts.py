@@ -1,8 +1,8 @@
 """Denial counts: what the gate's sets and counters say of denials, entered among the denials.
 
 The first packet of a source to a port is logged and recorded by itself, further ones the kernel
-only counts: in an element of a set that lives for five minutes, or, where the set is full, in one
-counter. The rules:
+only counts: in an element of a set that lives for five minutes, of a source that tries too many in
+one for all of them, or, where the sets are full, in one counter. The rules:
 
 1.  A reading enters by how much each count has grown since the one before. An element that was not
     there before is entered without its first packet, which was logged.
@@ -169,8 +169,8 @@ class DenialCounts:
             known[element.key] = packets << _SHIFT | ends_ms
             if packets > before:
                 denial = elements.decode_denial(name, element)
-                access = access_text(denial.protocol, denial.port)
-                counts.append((str(denial.source), None, access, packets - before))
+                access = access_text(denial.protocol, denial.port) if denial.protocol else None
+                counts.append((denial.source_text, None, access, packets - before))
         return counts
 
     def _enter(self, event: Event, counts: list[Counted]) -> bool:

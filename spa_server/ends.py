@@ -71,7 +71,7 @@ class Ends:
         self._tracker: Tracker | None = None
         self._hear_beginnings: Callable[[], object] = lambda: None
         self._to_check: deque[_Check] = deque()
-        self._overruns: Tally[str] = Tally()
+        self._overruns: Tally[str, str] = Tally(str)
         self._swept_at_us = 0
         self._sweep_wanted = False
 
@@ -141,7 +141,7 @@ class Ends:
         """Looks up what is due, a few milliseconds' worth; what is more is due again at once."""
         records = []
         if self._overruns.is_due(now_us):
-            further, _ = self._overruns.take()
+            further, _, _ = self._overruns.take()
             records += [_lost(count, now_us) for count in further.values()]
         self._sweep(now_us)
         if self.is_complete:
@@ -195,10 +195,7 @@ class Ends:
     def _note_overruns(self, count: int, now_us: int) -> list[Record]:
         self.lost += count
         self._sweep_wanted = True
-        is_first = False
-        for _ in range(count):
-            is_first |= self._overruns.is_first("end", now_us)
-        return [_lost(1, now_us)] if is_first else []
+        return [_lost(count, now_us)] if self._overruns.is_first("end", now_us, count) else []
 
     def _sweep(self, now_us: int) -> None:
         """Every live connection is looked up, now and then while ends are being lost."""

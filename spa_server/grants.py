@@ -16,6 +16,7 @@ of the wall clock neither opens a hole longer nor closes it early. Nothing here 
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 
 import msgspec
 
@@ -104,7 +105,7 @@ class GrantBook:
     def __init__(self) -> None:
         self._grants: dict[int, Grant] = {}
         self._by_hole: dict[Hole, _Holders] = {}
-        self._by_identity: dict[str, dict[int, Grant]] = {}
+        self._of_identity: dict[str, Counter[Hole]] = {}
         self._by_end: list[tuple[float, int]] = []
 
     def __len__(self) -> int:
@@ -119,8 +120,9 @@ class GrantBook:
         new: list[Hole] = []
         for grant in grants:
             self._grants[grant.grant_id] = grant
-            self._by_identity.setdefault(grant.identity, {})[grant.grant_id] = grant
+            of_identity = self._of_identity.setdefault(grant.identity, Counter())
             for hole in grant.holes:
+                of_identity[hole] += 1
                 holders = self._by_hole.get(hole)
                 if holders is None:
                     holders = self._by_hole[hole] = _Holders()
@@ -172,9 +174,9 @@ class GrantBook:
         held = (self._by_hole.get(hole) for hole in grant.holes)
         return not grant.once and all(each is not None and each.has(grant.key_id) for each in held)
 
-    def held_by(self, identity: str) -> list[Grant]:
-        """An identity's grants."""
-        return list(self._by_identity.get(identity, {}).values())
+    def held_by(self, identity: str) -> AbstractSet[Hole]:
+        """The holes that an identity holds open, as they are now and later."""
+        return self._of_identity.get(identity, Counter()).keys()
 
     def where(self, wanted: Callable[[Grant], bool]) -> list[Grant]:
         """The grants for which something holds, oldest first."""
@@ -188,10 +190,13 @@ class GrantBook:
         for grant in grants:
             if self._grants.pop(grant.grant_id, None) is None:
                 continue
-            self._by_identity[grant.identity].pop(grant.grant_id)
-            if not self._by_identity[grant.identity]:
-                del self._by_identity[grant.identity]
+            of_identity = self._of_identity[grant.identity]
             for hole in grant.holes:
+                of_identity[hole] -= 1
+                if not of_identity[hole]:
+                    del of_identity[hole]
                 self._by_hole[hole].discard(grant)
                 if not self._by_hole[hole]:
                     del self._by_hole[hole]
+            if not of_identity:
+                del self._of_identity[grant.identity]

@@ -15,7 +15,7 @@ from keys.registry import Registry
 from keys.tomlfile import FileProblem
 from spa_protocol import __version__
 from spa_protocol.carrier import Carrier
-from spa_protocol.layout import EPOCH_S, Address, epoch_of
+from spa_protocol.layout import EPOCH_S, TAG_SIZE, Address, epoch_of
 from spa_protocol.publickey import Sender
 from spa_server import clock, hostkey, marks, sessionlist, sessions
 from spa_server.addressing import Addressing
@@ -39,6 +39,7 @@ from spa_server.doorkeeper import Moment
 from spa_server.driftwatch import Drift, DriftWatch
 from spa_server.enforcement import Enforcement, FirewallFaults
 from spa_server.entitlement import disallowed
+from spa_server.fairqueue import FairQueue
 from spa_server.firewall import routes
 from spa_server.firewall.kernel import FirewallError, Gate
 from spa_server.firewall.routes import is_local_unicast
@@ -62,6 +63,8 @@ from spa_server.snapshot import Snapshot, by_severity
 from spa_server.tags import TagKeeper
 
 _RETRY_S: Final = 1.0
+_HEARS_FOR_S: Final = 0.01
+_STOPS_WITHIN_S: Final = 1.0
 _CLOCK_STEP_US: Final = 1_000_000
 _NOT_CONFIRMED: Final = "the new one was not confirmed"
 _ROUTES_UNREADABLE: Final = "this host cannot read its routes now; try again"
@@ -157,6 +160,7 @@ class Guard:
             replaced=self._end_replaced,
             flooded=self._flooded,
         )
+        self.waiting = FairQueue(self._party_of)
         self.started_at_us = clock.now_us()
         self.is_serving = False
         self.answers_trouble = ""
@@ -234,6 +238,7 @@ class Guard:
 
     def stop(self) -> None:
         """The gate stays closed and the holes tick on; only the record is told."""
+        self._judge_for(_STOPS_WITHIN_S)
         now_us = clock.now_us()
         self.reception.flush_refusals(now_us)
         self.recorder.close(now_us)
@@ -249,19 +254,37 @@ class Guard:
     # What comes
 
     def hear(self, read: Callable[[int], tuple[list[Datagram], int]]) -> None:
-        """Judges and answers what a capture has read; `read` is handed the time.
+        """Judges and answers some of what a capture has read; `read` is handed the time.
 
-        It is read first, so that what cannot be judged is dropped.
+        It is read first, so that what cannot be judged is dropped. What is left is `waiting`: to be
+        called again.
         """
         self.meter.heard()
         datagrams, lost = read(clock.now_us())
         self.look_around()
         now_us = clock.now_us()
-        self.recorder.note_lost("knock", lost, now_us)
         if self.config.capture != "nflog":
             datagrams = [one for one in datagrams if self._is_local(one.target)]
-        floor_us = max(clock.boot_floor_us(self.config.freshness_s), self._unrecorded_floor_us)
-        self.reception.receive(datagrams, Moment(now_us, floor_us))
+        self.recorder.note_lost("knock", lost + self.waiting.put(datagrams), now_us)
+        self._judge_for(_HEARS_FOR_S)
+
+    def _judge_for(self, within_s: float) -> None:
+        """Judges what waits, one turn after another, until nothing does or the time is over."""
+        ends_s = clock.monotonic_s() + within_s
+        while self.waiting:
+            now_us = clock.now_us()
+            floor_us = max(clock.boot_floor_us(self.config.freshness_s), self._unrecorded_floor_us)
+            self.reception.receive(self.waiting.take(), Moment(now_us, floor_us))
+            if clock.monotonic_s() >= ends_s:
+                return
+
+    def _party_of(self, datagram: Datagram) -> str:
+        """Whose turn in the queue it takes: nothing is proven yet but whose tag it bears."""
+        sender = self.admission.find(datagram.payload[:TAG_SIZE])
+        if sender is None:
+            return ""
+        owner = self.directory.owner(sender.key_id)
+        return owner.identity if owner is not None else sender.key_id
 
     def _is_local(self, target: Address) -> bool:
         """A capture at an interface also yields what is for others. The kernel's rule does not."""

@@ -35,6 +35,18 @@ def admit_key(
         return Joined(Status.JOIN_REFUSED, joined.value, _refused(joined, invite, key_id, now_us))
     refresh(now_us)
     detail["again"] = joined.again
+    if joined.claimed_by:
+        reason = f"the key joined for {joined.claimed_by} before; approve it for whose it is"
+        detail["claimed_by"] = joined.claimed_by
+        record = Record(
+            Event.INVITE_ALARM,
+            now_us,
+            identity=joined.identity,
+            key_id=key_id,
+            reason=reason,
+            detail=detail,
+        )
+        return Joined(Status.PENDING, "an operator has to approve the key", record)
     event = Event.JOIN_PENDING if joined.pending else Event.JOIN_ACCEPTED
     record = Record(event, now_us, identity=joined.identity, key_id=key_id, detail=detail)
     if joined.pending:

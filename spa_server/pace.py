@@ -1,4 +1,4 @@
-"""How often each identity knocks, for the limit on knocks a minute."""
+"""How often each identity and each invite asks, for the limits on requests a minute."""
 
 from collections import deque
 from typing import Final
@@ -8,7 +8,7 @@ _IDENTITIES: Final = 100_000
 
 
 class Pace:
-    """Counts knocks within the last minute. Times are microseconds since the Unix epoch."""
+    """Counts requests within the last minute. Times are microseconds since the Unix epoch."""
 
     def __init__(self) -> None:
         self._knocks: dict[str, deque[int]] = {}

@@ -9,16 +9,19 @@
 4.  A close or a join acts on what came before it, so it is settled by itself, in its turn.
 5.  A key that replaces another ends it when it is first granted something, once that is
     answered: so it has proven that it works.
-6.  The record says by which carrier a request came, unless that is UDP to the knock port. What came
-    by another under a tag that nobody has is no request, but a ping or a question to a DNS server.
+6.  The record says from where a request came, whatever source it declares, and by which carrier,
+    unless that is UDP to the knock port. What came by another under a tag that nobody has is no
+    request, but a ping or a question to a DNS server.
 7.  What comes under a key's tag and is not the key's is counted against the tag, at once: the key
     may need its spare tags for its very next knock.
+8.  Requests are counted by identity, and joins by invite. Too many within a minute are burned,
+    answered and refused, and touch nothing else.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import Final, Protocol
+from operator import itemgetter
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -26,7 +29,7 @@ from spa_protocol.carrier import name_of
 from spa_protocol.knock import AuthenticKnock, Close, Join, Knock
 from spa_protocol.layout import DEFAULT_FRESHNESS_S, DEFAULT_PORT, TAG_SIZE, text_of
 from spa_protocol.publickey import Sender
-from spa_protocol.reason import Reason, Status
+from spa_protocol.reason import Code, Reason, Status
 from spa_protocol.reply import Reply
 from spa_server import ruling as rulings
 from spa_server.admission import Admission
@@ -34,6 +37,7 @@ from spa_server.audit import wording
 from spa_server.audit.backlog import Batch
 from spa_server.audit.ledger import Ledger, LedgerError
 from spa_server.audit.record import Event, Record
+from spa_server.audit.wording import Repeated
 from spa_server.capture.datagram import Datagram
 from spa_server.doorkeeper import Moment, Verdict, judge
 from spa_server.firewall.kernel import FirewallError
@@ -57,6 +61,10 @@ _OF_A_REQUEST: Final = frozenset(
         Event.INVITE_ALARM,
     }
 )
+
+JOINS_A_MINUTE: Final = 20
+_Party: TypeAlias = tuple[Event, str, str]
+"""What was refused, why, and the key or invite by whose tag it came."""
 
 
 class Answerer(Protocol):
@@ -85,12 +93,15 @@ class _Case:
     ruling: Ruling | None = None
     grants: list[Grant] = field(default_factory=list)
     reply: Reply | None = None
+    asked: int = 0
+    is_too_many: bool = False
 
     @property
     def settles_alone(self) -> bool:
-        """Rule 4."""
+        """Rule 4. What is turned away for its number acts on nothing."""
         knock = self.verdict.knock
-        return self.verdict.reason is None and isinstance(knock and knock.request, (Close, Join))
+        is_good = self.verdict.reason is None and not self.is_too_many
+        return is_good and isinstance(knock and knock.request, (Close, Join))
 
 
 @dataclass(slots=True)
@@ -113,7 +124,7 @@ class Reception:
     flooded: Callable[[bytes, Sender, int], None] | None = None
     pace: Pace = field(default_factory=Pace)
     meter: Meter = field(default_factory=Meter)
-    refusals: Tally[tuple[str, str, str]] = field(default_factory=Tally)
+    refusals: Tally[Repeated, _Party] = field(default_factory=lambda: Tally(itemgetter(0, 1, 2)))
     floods: Floods = field(default_factory=Floods)
 
     def receive(self, datagrams: Sequence[Datagram], moment: Moment) -> None:
@@ -135,7 +146,21 @@ class Reception:
             self.window.add(verdict.burn)
         elif verdict.sender is not None:
             self._count_junk(datagram.payload[:TAG_SIZE], verdict.sender, moment.now_us)
-        return _Case(datagram, verdict)
+        case = _Case(datagram, verdict)
+        if verdict.knock is not None and verdict.reason is None:
+            self._count(case, verdict.knock, moment.now_us)
+        return case
+
+    def _count(self, case: _Case, knock: AuthenticKnock, now_us: int) -> None:
+        """Rule 8. Too many knocks are refused by the policy, which knows what is too many."""
+        owner = self.owner_of(knock.sender.key_id)
+        party = owner.identity if owner is not None else knock.sender.key_id
+        case.asked = self.pace.count(party, now_us)
+        if isinstance(knock.request, Join):
+            case.is_too_many = case.asked > JOINS_A_MINUTE
+        elif isinstance(knock.request, Close) and owner is not None:
+            most = self.terms.policy.limits_of(owner.roles).knocks_per_minute
+            case.is_too_many = most is not None and case.asked > most
 
     def _count_junk(self, tag: bytes, sender: Sender, now_us: int) -> None:
         """Rule 7."""
@@ -177,10 +202,13 @@ class Reception:
             if knock is not None and reason is not None:
                 case.reply = rulings.clock_reply(knock, reason, case.datagram, now_us)
             return
+        if case.is_too_many:
+            batch.records += self._turn_away(case, knock, now_us)
+            return
         case.owner = self.owner_of(knock.sender.key_id)
         if case.owner is None or not isinstance(knock.request, Knock):
             return
-        use = self._use(case.owner.identity, batch, now_us)
+        use = self._use(case.owner.identity, case, batch)
         case.ruling = rulings.rule(
             knock.request,
             case.datagram,
@@ -198,19 +226,46 @@ class Reception:
             case.owner,
             case.ruling,
             case.grants,
-            case.datagram,
             now_us,
             renews=self.keeper.book.renews,
         )
-        batch.records += self._with_carrier(records, case.datagram)
+        batch.records += self._with_sender(self._without_many(records, now_us), case.datagram)
 
-    def _with_carrier(self, records: list[Record], datagram: Datagram) -> list[Record]:
+    def _turn_away(self, case: _Case, knock: AuthenticKnock, now_us: int) -> list[Record]:
+        """Rule 8, for a close and a join: burned, answered, and counted in the record."""
+        request, datagram = knock.request, case.datagram
+        if isinstance(request, Close):
+            why = "too many requests within a minute; wait"
+            case.reply = rulings.close_refused_reply(request, Code.TOO_MANY, why, datagram, now_us)
+        else:
+            why = "too many joins of this invite within a minute; wait"
+            case.reply = rulings.plain_reply(Status.UNAVAILABLE, why, datagram, now_us)
+        owner = self.owner_of(knock.sender.key_id)
+        record = wording.turned_away(knock, owner, datagram, now_us)
+        return self._with_sender(self._without_many([record], now_us), datagram)
+
+    def _without_many(self, records: list[Record], now_us: int) -> list[Record]:
+        """The records, but for what somebody whose key is good may cause in any number.
+
+        That is refusals for their number, and of joins: the first within a while is written.
+        """
+        return [
+            record
+            for record in records
+            if not (record.reason == Code.TOO_MANY.sentence or record.event is Event.JOIN_REFUSED)
+            or self.refusals.is_first(wording.repeated(record), now_us)
+        ]
+
+    def _with_sender(self, records: list[Record], datagram: Datagram) -> list[Record]:
         """Rule 6. A hole's line does not say it: that of its knock does."""
         carrier = self._carrier_of(datagram)
-        if carrier is None:
-            return records
+        seen: dict[str, object] = {
+            "seen_from": text_of(datagram.source),
+            "source_port": datagram.source_port,
+        }
+        seen |= {} if carrier is None else {"carrier": carrier}
         return [
-            msgspec.structs.replace(record, detail={**record.detail, "carrier": carrier})
+            msgspec.structs.replace(record, detail={**record.detail, **seen})
             if record.event in _OF_A_REQUEST
             else record
             for record in records
@@ -219,14 +274,13 @@ class Reception:
     def _carrier_of(self, datagram: Datagram) -> str | None:
         return name_of(datagram.carrier, datagram.target_port, self.knock_port)
 
-    def _use(self, identity: str, batch: Batch, now_us: int) -> Use | None:
+    def _use(self, identity: str, case: _Case, batch: Batch) -> Use | None:
         """What the identity has, also of what was granted earlier in the same batch."""
         if not self.terms.policy.has_limits:
             return None
         granted = (grant for grant in batch.grants if grant.identity == identity)
-        held = chain(self.keeper.book.held_by(identity), granted)
-        holes = frozenset(hole for grant in held for hole in grant.holes)
-        return Use(holes, self.pace.count(identity, now_us))
+        about_to_open = frozenset(hole for grant in granted for hole in grant.holes)
+        return Use(self.keeper.book.held_by(identity), about_to_open, case.asked)
 
     def _grants(
         self, owner: Owner, ruling: Ruling, knock: AuthenticKnock, now_us: int
@@ -282,7 +336,7 @@ class Reception:
             case.reply = rulings.unavailable_reply(accesses, case.datagram, now_us)
             case.grants = []
             record = wording.unavailable(case.owner, case.ruling, why, now_us)
-            records += self._with_carrier([record], case.datagram)
+            records += self._with_sender([record], case.datagram)
         self.ledger.note(records, now_us, ended)
 
     def _settle_alone(self, case: _Case, now_us: int) -> None:
@@ -305,8 +359,8 @@ class Reception:
         joined = self.join(sender, request, now_us)
         case.reply = rulings.plain_reply(joined.status, joined.message, case.datagram, now_us)
         ends = {"source": text_of(case.datagram.source), "target": text_of(case.datagram.target)}
-        record = msgspec.structs.replace(joined.record, **ends)
-        self.ledger.note(self._with_carrier([record], case.datagram), now_us)
+        records = self._without_many([msgspec.structs.replace(joined.record, **ends)], now_us)
+        self.ledger.note(self._with_sender(records, case.datagram), now_us)
 
     def _settle_close(self, case: _Case, key_id: str, request: Close, now_us: int) -> None:
         case.owner = self.owner_of(key_id)
@@ -337,9 +391,11 @@ class Reception:
             access=asked,
             reason=why_not or None,
         )
-        batch.records += self._with_carrier([record], case.datagram)
+        batch.records += self._with_sender([record], case.datagram)
         if why_not:
-            case.reply = rulings.misaddressed_reply(request, why_not, case.datagram, now_us)
+            case.reply = rulings.close_refused_reply(
+                request, Code.NOT_A_TARGET, why_not, case.datagram, now_us
+            )
         else:
             case.reply = rulings.closed_reply(request, ended, case.datagram, now_us)
         try:
@@ -352,20 +408,24 @@ class Reception:
         """What anybody could send in numbers is not written one by one: the tally counts it."""
         verdict, datagram = case.verdict, case.datagram
         key_id = verdict.sender.key_id if verdict.sender else ""
-        kind = (str(verdict.reason), key_id, str(datagram.source))
+        kind = Repeated(Event.KNOCK_REFUSED, str(verdict.reason), key_id, str(datagram.source))
         if verdict.reason is Reason.UNKNOWN_KEY and self._carrier_of(datagram) is not None:
             return []
         if verdict.knock is None and not self.refusals.is_first(kind, now_us):
             return []
         record = wording.not_accepted(verdict, datagram, self.owner_of(key_id), now_us)
-        return self._with_carrier([record], datagram)
+        return self._with_sender([record], datagram)
 
     def flush_refusals(self, now_us: int) -> None:
         """Records how many more there were of what the tally held back."""
-        further, beyond = self.refusals.take()
-        records = [wording.further(*kind, count, now_us) for kind, count in further.items()]
+        further, by_party, beyond = self.refusals.take()
+        counts = [*further.items(), *((Repeated(*party), n) for party, n in by_party.items())]
         if beyond:
-            records.append(wording.further("many kinds", "", "", beyond, now_us))
+            counts.append((Repeated(Event.KNOCK_REFUSED, "many kinds"), beyond))
+        records = [
+            wording.further(kind, self.owner_of(kind.key_id), count, now_us)
+            for kind, count in counts
+        ]
         if records:
             self.ledger.note(records, now_us)
 

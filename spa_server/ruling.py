@@ -5,6 +5,7 @@ ruling comes out. Whoever acts on it has burned the request first.
 """
 
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
 
@@ -50,10 +51,17 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What an identity has already: its open holes, and its knocks within a minute."""
+    """What an identity has already: its open holes, those of them that a batch is about to open,
+    and its requests within a minute."""
 
-    holes: frozenset[Hole]
+    holes: AbstractSet[Hole]
+    about_to_open: AbstractSet[Hole]
     knocks: int
+
+    def count_with(self, wanted: set[Hole]) -> int:
+        """How many holes it would have with these. Without looking at all that it has."""
+        new = (wanted | self.about_to_open).difference(self.holes)
+        return len(self.holes) + len(new)
 
 
 class Ruling(msgspec.Struct, frozen=True):
@@ -98,9 +106,9 @@ def rule(
         return Ruling(source, target, tuple((access, refused) for access in request.accesses))
     lives_s = None if ends_us is None else (ends_us - now_us) / 1_000_000
     decisions: list[tuple[Access, Decision]] = []
-    holes: frozenset[Hole] = use.holes if use else frozenset()
+    granted: set[Hole] = set()
     for access in request.accesses:
-        wanted = holes.union(_holes(request, source, target, access)) if use else holes
+        wanted = granted.union(_holes(request, source, target, access)) if use else granted
         question = Question(
             owner.roles,
             source,
@@ -111,13 +119,13 @@ def rule(
             lives_s,
             declared=request.source is not None,
             touched=touched,
-            holes=len(wanted),
+            holes=use.count_with(wanted) if use else 0,
             knocks=use.knocks if use else 0,
         )
         decision = decide(terms.policy, terms.shared_sources, question)
         decisions.append((access, decision))
         if decision.granted:
-            holes = wanted
+            granted = wanted
     return Ruling(source, target, tuple(decisions), _warning(owner, ends_us, now_us))
 
 
@@ -162,9 +170,11 @@ def unavailable_reply(accesses: Sequence[Access], datagram: Datagram, now_us: in
     return _reply(Status.UNAVAILABLE, datagram, now_us, outcomes, "try again; the record says why")
 
 
-def misaddressed_reply(request: Close, why: str, datagram: Datagram, now_us: int) -> Reply:
-    """The answer to a close that may not be about its addresses."""
-    outcomes = tuple(Outcome(access, Code.NOT_A_TARGET) for access in request.accesses)
+def close_refused_reply(
+    request: Close, code: Code, why: str, datagram: Datagram, now_us: int
+) -> Reply:
+    """The answer to a close that may not be about its addresses, or that is one of too many."""
+    outcomes = tuple(Outcome(access, code) for access in request.accesses)
     return _reply(Status.REFUSED, datagram, now_us, outcomes, why)
 
 

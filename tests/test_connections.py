@@ -18,7 +18,7 @@ from spa_server.connections import ConnectionLog
 from spa_server.flow import Flow, parse_flow
 from spa_server.grants import Grant, GrantBook
 from spa_server.liveconnections import LiveConnections
-from spa_server.tally import INTERVAL_US
+from spa_server.tally import INTERVAL_US, OF_ONE
 from tests.test_grants import BASE
 from tests.world import NOW_US
 
@@ -186,9 +186,9 @@ def test_a_sprayed_denial_does_not_fill_the_record() -> None:
         logged(IP(src="10.9.9.9", dst="10.0.0.1") / TCP(sport=1, dport=port), "deny")
         for port in range(1, 1001)
     ]
-    assert len(log.denied(spray, NOW_US)) == 200
+    assert len(log.denied(spray, NOW_US)) == OF_ONE
     [further] = log.further_denied(NOW_US)
-    assert further.detail == {"further": 800}
+    assert further.detail == {"further": 1000 - OF_ONE}
 
 
 def test_what_would_be_denied_is_told_from_what_is() -> None:

@@ -328,13 +328,16 @@ def test_what_was_lost_is_said_at_once_and_counted_then() -> None:
     [lost] = ends.read(now_us)
     assert (lost.event, lost.detail) == (
         Event.RECORDS_LOST,
-        {"count": 1, "of": "end", "at_least": True},
+        {"count": 3, "of": "end", "at_least": True},
     )
     assert ends.lost == 3
     missed = ends.tend(now_us)
     assert [record.reason for record in missed] == [MISSED] * 3
+    kernel.begin(flow(9), now_us)
+    kernel.end(flow(9), now_us, lost=True)
+    assert ends.read(now_us) == []
     [further] = ends.tend(now_us + 10 * SECOND)
-    assert further.detail["count"] == 2
+    assert further.detail["count"] == 1
     assert [permitted for key in ends.live for permitted in ends.live.at(key)] == [ALICE]
 
 

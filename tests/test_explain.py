@@ -590,7 +590,7 @@ def test_everything_in_fields_of_a_grant(site: Site) -> None:
         "always_open": None,
         "shared_source": None,
         "reviews_due": [],
-        "limits": {"max_open": 12, "knocks_per_minute": None, "max_key_age_s": None},
+        "limits": {"max_open": 12, "knocks_per_minute": 300, "max_key_age_s": None},
     }
 
 

@@ -664,3 +664,72 @@ def test_a_written_host_says_whether_it_names_a_port(name: str, port: int) -> No
     assert (bare.host, bare.port) == (name, None)
     full = WrittenHost.parse(str(Endpoint(name, port)))
     assert (full.host, full.port) == (name, port)
+
+
+class TestAKeyThatTwoInvitesBring:
+    """A join's new key signs nothing: whoever knows a public key may bring it as their own."""
+
+    def test_the_owner_waits_and_is_not_refused(self, registry: Registry) -> None:
+        public, squatters, owners = new_key(), make(registry, "mallory"), make(registry, "alice")
+        registry.redeem(squatters, public, T0)
+        redeemed = registry.redeem(owners, public, T0 + 1)
+        assert isinstance(redeemed, Redeemed)
+        assert (redeemed.pending, redeemed.claimed_by) == (True, "mallory")
+        again = registry.redeem(owners, public, T0 + 2)
+        assert isinstance(again, Redeemed)
+        assert (again.pending, again.again, again.claimed_by) == (True, True, "")
+        [waiting] = registry.waiting()
+        assert (waiting.key.identity, waiting.key.key_id) == ("alice", public.key_id)
+
+    def test_a_claim_takes_nothing_from_who_came_first(self, registry: Registry) -> None:
+        public, owners, thiefs = new_key(), make(registry, "alice"), make(registry, "mallory")
+        registry.redeem(owners, public, T0)
+        before = registry.key(public.key_id)
+        assert before is not None
+        registry.redeem(thiefs, public, T0 + 1)
+        assert registry.key(public.key_id) == before
+        assert before.is_active(T0 + 1)
+        assert registry.roles_of("mallory") == frozenset()
+        registry.reject("mallory", now_us=T0 + 2, actor="root")
+        assert registry.key(public.key_id) == before
+        assert registry.waiting() == []
+        assert registry.redeem(thiefs, public, T0 + 3) is JoinRefusal.REJECTED
+        assert isinstance(registry.redeem(owners, public, T0 + 3), Redeemed)
+
+    def test_what_is_approved_is_the_owners_alone(self, registry: Registry) -> None:
+        public = new_key()
+        squatters = make(registry, "mallory", roles=["dba"])
+        registry.redeem(squatters, public, T0)
+        registry.redeem(make(registry, "alice"), public, T0 + 1)
+        registry.approve("alice", now_us=T0 + 2, actor="root")
+        key = registry.key(public.key_id)
+        assert key is not None
+        assert (key.identity, key.is_active(T0 + 2)) == ("alice", True)
+        assert registry.roles_of("alice") == {"ops"}
+        assert registry.waiting() == []
+        assert registry.redeem(squatters, public, T0 + 3) is JoinRefusal.REJECTED
+
+    def test_a_squatter_who_needs_approval_is_one_of_two(self, registry: Registry) -> None:
+        public = new_key()
+        registry.redeem(make(registry, "mallory", needs_approval=True), public, T0)
+        registry.redeem(make(registry, "alice"), public, T0 + 1)
+        assert [w.key.identity for w in registry.waiting()] == ["mallory", "alice"]
+        with pytest.raises(Refused, match="is claimed by mallory, alice"):
+            registry.approve(public.key_id, now_us=T0 + 2, actor="root")
+        with pytest.raises(Refused, match="claimed by alice too"):
+            registry.reject("mallory", now_us=T0 + 2, actor="root")
+        registry.approve("alice", now_us=T0 + 2, actor="root")
+        key = registry.key(public.key_id)
+        assert key is not None
+        assert key.identity == "alice"
+
+    def test_what_an_operator_enrolled_is_not_to_be_claimed(self, registry: Registry) -> None:
+        public = new_key()
+        registry.enroll("alice", public, now_us=T0, actor="root")
+        assert registry.redeem(make(registry, "mallory"), public, T0) is JoinRefusal.KEY_KNOWN
+
+    def test_nor_is_what_an_operator_approved(self, registry: Registry) -> None:
+        public = new_key()
+        registry.redeem(make(registry, "alice", needs_approval=True), public, T0)
+        registry.approve("alice", now_us=T0, actor="root")
+        assert registry.redeem(make(registry, "mallory"), public, T0) is JoinRefusal.KEY_KNOWN

@@ -49,9 +49,9 @@ def owner(age_days: float, *, role: str = "ops", expires_in_days: float | None =
 
 
 def test_the_limit_is_read() -> None:
-    assert policy().limits == Limits(max_key_age_s=365 * 86_400)
+    assert policy().limits.said == Limits(max_key_age_s=365 * 86_400)
     assert policy().ages_keys
-    assert not policy().has_limits  # nobody has to count anything
+    assert not policy().says_limits
     assert policy().limits_of(["job"]).max_key_age_s == 1000 * 86_400
 
 

@@ -269,7 +269,7 @@ class TestWhatIsTold:
                 "needs declared-source -> touch (more for some, less for others)",
             ),
             (("max_open = 3", "max_open = 4"), "holes at once: 3 -> 4 (more)"),
-            (("max_open = 3", ""), "holes at once: 3 -> no limit (more)"),
+            (("max_open = 3", ""), "holes at once: 3 -> 4096 (more)"),
         ],
     )
     def test_what_is_other(self, edit: tuple[str, str], told_of_it: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 from scapy.layers.inet import IP, TCP
 
+from keys import identity
 from keys.identity import Identity
 from spa_protocol.access import Access
 from spa_protocol.knock import Close, Join
@@ -16,6 +17,7 @@ from spa_protocol.publickey import Sender
 from spa_protocol.reason import Code, Status
 from spa_protocol.reply import Reply
 from spa_server.addressing import Addressing
+from spa_server.admission import load_all, window
 from spa_server.audit.asking import Filter, ask
 from spa_server.audit.record import Event, Record
 from spa_server.capture.datagram import Datagram
@@ -27,7 +29,7 @@ from spa_server.firewall.kernel import FirewallError
 from spa_server.flow import Flow
 from spa_server.hole import Hole
 from spa_server.holekeeper import HoleKeeper
-from spa_server.reception import Joined, Reception
+from spa_server.reception import JOINS_A_MINUTE, Joined, Reception
 from spa_server.replay import ReplayWindow
 from spa_server.ruling import Owner, Terms
 from spa_server.severance import Severance
@@ -516,3 +518,54 @@ def test_copies_of_a_knock_are_a_flood_too(host: Host) -> None:
     assert told == []
     host.receive(one)
     assert told == [one.payload[:8]]
+
+
+OTHER = ip_address("10.20.0.99")
+
+
+@pytest.mark.parametrize("closing", [False, True])
+def test_a_refused_request_names_the_packets_own_sender(host: Host, *, closing: bool) -> None:
+    """Whatever source it declares: else a thief of a key is nowhere in the record."""
+    mallory = host.person("mallory")
+    request = (
+        Close(NOW_US, (SSH,), source=CLIENT, target=HOST)
+        if closing
+        else knock_at(NOW_US, SSH, source=CLIENT, target=HOST)
+    )
+    host.receive(replace(host.world.datagram(mallory, request), source=OTHER, source_port=4711))
+    [(event, detail)] = host.details()
+    assert event == ("close.asked" if closing else "knock.refused")
+    assert (detail["seen_from"], detail["source_port"]) == (str(OTHER), 4711)
+
+
+def test_too_many_closes_are_burned_refused_and_counted(host: Host) -> None:
+    alice = host.person("alice", "ops")
+    few = policy("[limits]\nknocks_per_minute = 2")
+    host.reception.terms = Terms(few, (), host.reception.terms.addressing)
+    closes = [host.world.datagram(alice, Close(NOW_US + n, (SSH,), target=HOST)) for n in range(9)]
+    replies = host.receive(*closes)
+    assert [reply.status for reply in replies].count(Status.CLOSED) == 2
+    assert {o.code for reply in replies for o in reply.outcomes} == {Code.TOO_MANY}
+    assert [reason for _, reason in host.events()] == [None, None, "too many at once"]
+    assert host.receive(closes[-1]) == []
+    host.reception.flush_refusals(NOW_US)
+    assert ("close.asked", {"further": 6}) in host.details()
+
+
+def test_too_many_joins_reach_no_registry(host: Host) -> None:
+    invite, joined = identity.generate("invite"), identity.generate("new")
+    sender = Sender.known_to(host.world.server.secret, invite.public, is_invite=True)
+    host.world.admission.add(invite.public.key_id, sender)
+    load_all(host.world.admission, window(NOW_US))
+    asked: list[Join] = []
+
+    def join(sender: Sender, request: Join, now_us: int) -> Joined:
+        asked.append(request)
+        return host._join(sender, request, now_us)
+
+    host.reception.join = join
+    joins = [Join(NOW_US + n, joined.public) for n in range(JOINS_A_MINUTE + 5)]
+    replies = host.receive(*(host.world.datagram(invite, each) for each in joins))
+    assert len(asked) == JOINS_A_MINUTE
+    assert [reply.status for reply in replies[JOINS_A_MINUTE:]] == [Status.UNAVAILABLE] * 5
+    assert host.events().count(("join.refused", "too many at once")) == 1

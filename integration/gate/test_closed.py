@@ -256,6 +256,35 @@ def test_a_full_list_of_denials_falls_to_a_counter(
 ) -> None:
     tail = struct.pack(">B3xH2x", Protocol.TCP, 1)
     fill("denied4", (IPv4Address(n).packed + tail for n in range(1, 65_536)))
+    fill("denied_sources4", (IPv4Address(n).packed for n in range(1, 65_536)))
     knock(stranger, server.v4, port=port, times=3)
     assert gate.counters()["denied_unlisted"].packets == 3
-    assert len(list(gate.denials())) == 65_535
+    assert len(list(gate.denials())) == 2 * 65_535
+
+
+def test_in_a_full_list_of_denials_a_source_is_logged_and_counted(
+    gate: Gate, server: Host, stranger: Host, port: int
+) -> None:
+    tail = struct.pack(">B3xH2x", Protocol.TCP, 1)
+    fill("denied4", (IPv4Address(n).packed + tail for n in range(1, 65_536)))
+    with Log(623) as denials:
+        for other in range(3):
+            knock(stranger, server.v4, port=port + other, times=1)
+        assert denials.prefixes(within_s=1.5) == ["deny"]
+    (of_source,) = [d for d in gate.denials() if d.source == stranger.v4]
+    assert (of_source.access, of_source.packets) == (None, 3)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_one_source_fills_no_list_of_denials(
+    gate: Gate, server: Host, stranger: Host, family: int
+) -> None:
+    """Nor a network of IPv6. 256 kinds at once, then one a second; the others are counted."""
+    target = server.v4 if family == 4 else server.v6
+    for port in range(1, 1001):
+        knock(stranger, target, port=port, times=1)
+    kinds = [d for d in gate.denials() if d.access is not None]
+    (others,) = [d for d in gate.denials() if d.access is None and d.protocol == 0]
+    assert 256 <= len(kinds) < 300
+    assert len(kinds) + others.packets == 1000
+    assert others.source_text in {str(stranger.v4), "fd77:1::/64"}

@@ -47,9 +47,9 @@ class Scans:
         self._untold = 0
 
     def see(self, record: Record) -> Anomaly | None:
-        """A denied connection."""
+        """A denied connection. A count without a port shows nothing."""
         source, access, target = record.source, record.access or "", record.target or ""
-        if source is None or place_of(source) is None:
+        if source is None or not access or place_of(source) is None:
             return None
         track = self.tracks.get(source)
         if track is None:

@@ -15,7 +15,10 @@ from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from typing import Any, Final, NamedTuple, TypeAlias
 
-MAX_GROUPS: Final = 4096
+# No knock waits for longer than some milliseconds, whatever comes in: 1,024 groups are folded in 3,
+# 2,048 networks and 65,536 names are gone through and let go of in 4.
+MAX_FINE: Final = 1024
+MAX_GROUPS: Final = 2048
 MAX_SEEN: Final = 65_536
 
 
@@ -70,10 +73,12 @@ def network_of(source: str | None) -> str | None:
 
 
 class Folding:
-    """Counts of denials. Bounded: `max_groups` groups, and `MAX_SEEN` names of what is in them."""
+    """Counts of denials. Bounded: `max_groups` networks, `MAX_FINE` groups before it comes to
+    those, and `MAX_SEEN` names of what is in them."""
 
     def __init__(self, max_groups: int = MAX_GROUPS) -> None:
         self._max_groups = max_groups
+        self._max_fine = min(max_groups, MAX_FINE)
         self.clear()
 
     def clear(self, level: Level = Level.KIND) -> None:
@@ -103,7 +108,7 @@ class Folding:
             self._fold(kind, count)
             return
         known = self._counts.get(kind)
-        if known is None and len(self._counts) >= self._max_groups:
+        if known is None and len(self._counts) >= self._max_fine:
             self._coarsen()
             self.add(kind, count)
             return
@@ -125,7 +130,7 @@ class Folding:
             self._fold_networks(kind, [(*kind[1:4], packets)])
             return
         key = (kind.event, kind.reason, kind.key_id, kind.source)
-        if key in self._counts or len(self._counts) < self._max_groups:
+        if key in self._counts or len(self._counts) < self._max_fine:
             self._first.setdefault(key, kind)
             self._counts[key] = self._counts.get(key, 0) + packets
             self._members[key] = self._members.get(key, 0) + self._is_new(kind[1:4])
@@ -166,14 +171,20 @@ class Folding:
             self._to_rest((event, reason), shared, shared_members)
 
     def _coarsen(self) -> None:
-        """Everything that was counted, again, one level further."""
+        """Everything that was counted, again, one level further. Two at once where one would not
+        do: each takes as long as a knock may have to wait."""
         level, rest = Level(self.level + 1), self._rest
+        if level is Level.SOURCE and self._sources() > self._max_fine // 2:
+            level = Level.NETWORK
         counted = [(self._first.get(key, key), count) for key, count in self._counts.items()]
         self.clear(level)
         self._rest = rest
         for key, count in counted:
             kind = Kind(*key)  # type: ignore[arg-type]  # at the first level the key is the kind
             self._fold(kind, count)
+
+    def _sources(self) -> int:
+        return len({(kind[0], *kind[4:6], kind[1]) for kind in self._counts})
 
     def _keep(self, count: int) -> None:
         """The groups with the most packets stay; the others, and small newcomers, share a line."""

@@ -8,7 +8,8 @@ Where it cannot be written, nothing is granted, unless the operator wished other
 be written waits in memory and goes first into the next commit (spa_server/audit/backlog.py).
 
 The record is chained (spa_server/audit/chain.py). What anybody can cause in any number, denials
-above all, is kept apart, in a file that is shed first (spa_server/audit/denials.py).
+above all, is kept apart (spa_server/audit/sorting.py), in a file that is shed first
+(spa_server/audit/denials.py).
 """
 
 import sqlite3
@@ -21,8 +22,9 @@ from keys import schema
 from spa_server.audit import chain, grantrows, tables
 from spa_server.audit.backlog import Backlog, Batch, to_stderr
 from spa_server.audit.chain import Head
-from spa_server.audit.denials import Denials, is_denial
+from spa_server.audit.denials import Denials
 from spa_server.audit.record import Event, Record
+from spa_server.audit.sorting import Sorting
 from spa_server.grants import Grant
 from spa_server.replay import Burn
 
@@ -74,6 +76,7 @@ class Ledger:
         self._backlog = Backlog(unrecorded, serves=serves_when_full, say=say)
         self._boot_id = boot_id
         self._denials = denials
+        self._sorting = Sorting()
         self.observers: list[Observer] = []
         self._distrusted = ""
         self._seen_at_us: dict[str, int] = {}
@@ -147,12 +150,14 @@ class Ledger:
 
     def _kept(self, records: list[Record], denials: Denials, now_us: int) -> list[Record]:
         """What belongs into the chain; the rest goes to the denials."""
-        apart = [record for record in records if is_denial(record)]
-        if not apart:
-            return records
-        denials.add(apart, now_us)
-        self._tell(apart, 0)
-        return [record for record in records if not is_denial(record)]
+        apart: list[Record] = []
+        kept: list[Record] = []
+        for record in records:
+            (apart if self._sorting.is_apart(record, now_us) else kept).append(record)
+        if apart:
+            denials.add(apart, now_us)
+            self._tell(apart, 0)
+        return kept
 
     def _tell(self, records: Sequence[Record], first_id: int) -> None:
         if records:

@@ -1,12 +1,12 @@
 """Records of what the daemon did: each leads back to hole, knock, key, person and rule."""
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from spa_protocol.access import Access
-from spa_protocol.knock import Join, Request
+from spa_protocol.knock import AuthenticKnock, Close, Join, Request
 from spa_protocol.layout import Address, text_of
 from spa_protocol.reason import Code
 from spa_server.audit.record import Event, Record
@@ -36,7 +36,6 @@ def not_accepted(verdict: Verdict, datagram: Datagram, owner: Owner | None, now_
         target=text_of(datagram.target),
         access=_asked_for(request),
         reason=str(verdict.reason),
-        detail={"source_port": datagram.source_port},
     )
 
 
@@ -44,15 +43,50 @@ def _asked_for(request: Request | None) -> str | None:
     return None if request is None or isinstance(request, Join) else texts(request.accesses)
 
 
-def further(reason: str, key_id: str, source: str, count: int, now_us: int) -> Record:
+class Repeated(NamedTuple):
+    """Refusals that differ in nothing that is counted: `key_id` is the invite's of a join."""
+
+    event: Event
+    reason: str
+    key_id: str = ""
+    source: str = ""
+
+
+def repeated(record: Record) -> Repeated:
+    """What a refusal is one of many of."""
+    key_id = record.detail.get("invite") or record.key_id or ""
+    return Repeated(record.event, record.reason or "", str(key_id), record.source or "")
+
+
+def further(kind: Repeated, owner: Owner | None, count: int, now_us: int) -> Record:
     """How many more there were of what was recorded once."""
+    is_join = kind.event is Event.JOIN_REFUSED
     return Record(
-        Event.KNOCK_REFUSED,
+        kind.event,
         now_us,
-        key_id=key_id or None,
-        source=source or None,
-        reason=reason,
-        detail={"further": count},
+        identity=owner.identity if owner else None,
+        key_id=None if is_join else kind.key_id or None,
+        source=kind.source or None,
+        reason=kind.reason,
+        detail={"further": count} | ({"invite": kind.key_id} if is_join else {}),
+    )
+
+
+def turned_away(
+    knock: AuthenticKnock, owner: Owner | None, datagram: Datagram, now_us: int
+) -> Record:
+    """A close or a join that was one of too many."""
+    sender = knock.sender
+    return Record(
+        Event.CLOSE_ASKED if isinstance(knock.request, Close) else Event.JOIN_REFUSED,
+        now_us,
+        identity=owner.identity if owner else None,
+        key_id=None if sender.is_invite else sender.key_id,
+        source=text_of(datagram.source),
+        target=text_of(datagram.target),
+        access=_asked_for(knock.request),
+        reason=Code.TOO_MANY.sentence,
+        detail={"invite": sender.key_id} if sender.is_invite else {},
     )
 
 
@@ -60,7 +94,6 @@ def ruled(
     owner: Owner,
     ruling: Ruling,
     grants: Sequence[Grant],
-    datagram: Datagram,
     now_us: int,
     *,
     renews: Callable[[Grant], bool],
@@ -74,8 +107,7 @@ def ruled(
     ]
     if grants:
         asked = texts([grant.access for grant in grants])
-        seen = {"seen_from": text_of(datagram.source), "source_port": datagram.source_port}
-        accepted = about(Event.KNOCK_ACCEPTED, owner, ruling, now_us, access=asked, detail=seen)
+        accepted = about(Event.KNOCK_ACCEPTED, owner, ruling, now_us, access=asked)
         records.append(accepted)
     events = (Event.HOLE_RENEWED if renews(grant) else Event.HOLE_OPENED for grant in grants)
     return records + [

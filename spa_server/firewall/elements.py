@@ -26,8 +26,8 @@ from spa_server.netlink import NFGENMSG, NLM_F_CREATE, NLM_F_EXCL, Message
 ADMITTED: Final = "admitted"
 FLOODED: Final = "flooded"
 HOLE_SETS: Final = ("holes4", "holes6", "once4", "once6", "link_holes6", "link_once6")
-DENIED_SETS: Final = ("denied4", "denied6")
-OBSERVED_SETS: Final = ("observed4", "observed6")
+DENIED_SETS: Final = ("denied4", "denied6", "denied_sources4", "denied_sources6")
+OBSERVED_SETS: Final = ("observed4", "observed6", "observed_sources4", "observed_sources6")
 STOPPED_SETS: Final = ("stopped4", "stopped6")
 STOPPED_MS: Final = 7 * 86_400_000  # as in gate.nft
 
@@ -98,13 +98,24 @@ class LiveHole(msgspec.Struct, frozen=True):
 class Denial:
     """Packets that were dropped: from whom, to which protocol number and port, how many.
 
-    Where the gate observes, the first packets of connections that it would have denied.
+    Where the gate observes, the first packets of connections that it would have denied. Of a source
+    that began too many kinds: what it tried beyond them, under protocol and port 0; in IPv6 for its
+    network (/64), of which `source` is then the first address.
     """
 
     source: Address
     protocol: int
     port: int
     packets: int
+
+    @property
+    def source_text(self) -> str:
+        """The source as the record writes it: an address, or a network of IPv6."""
+        return (
+            f"{self.source}/64"
+            if not self.protocol and self.source.version == 6
+            else str(self.source)
+        )
 
     @property
     def access(self) -> Access | None:
@@ -203,7 +214,8 @@ def decode_flow(set_name: str, key: bytes) -> Flow:
 def decode_denial(set_name: str, element: Element) -> Denial:
     """An element of one of the `denied` or `observed` sets."""
     size = _address_size(set_name)
-    protocol, port = _PROTOCOL_AND_PORT.unpack_from(element.key, size)
+    place = element.key[size:]
+    protocol, port = _PROTOCOL_AND_PORT.unpack(place) if place else (0, 0)
     return Denial(ip_address(element.key[:size]), protocol, port, element.count.packets)
 
 

@@ -20,6 +20,7 @@ from spa_server.policy.fields import Fields
 from spa_server.policy.hours import BadSchedule
 from spa_server.policy.lines import lines_of
 from spa_server.policy.model import (
+    DEFAULT_LIMITS,
     Allow,
     AlwaysOpenRule,
     Limits,
@@ -46,6 +47,8 @@ _PREFIX: Final = re.compile(r"[^/]+(/[0-9]{1,3})?")
 _MAX_KNOWN: Final = 12
 ANYWHERE: Final = "anywhere"
 """What `from` of an `always_open` says where it is for everybody."""
+
+_NONE: Final = Limits()
 
 
 class _Expect(StrEnum):
@@ -82,7 +85,7 @@ def parse_policy(
         reader.services,
         roles,
         tuple(reader.always_open(index, rule) for index, rule in enumerate(whole.always_open)),
-        reader.limits(whole.limits, "limits"),
+        reader.limits(whole.limits, "limits", DEFAULT_LIMITS),
         tuple(reader.test(index, test, roles) for index, test in enumerate(whole.tests)),
     )
     check_sound(policy, path)
@@ -128,11 +131,15 @@ class _Reader(Fields):
             line=self._lines.get(where, 0),
         )
 
-    def limits(self, value: object, where: str) -> Limits:
+    def limits(self, value: object, where: str, default: Limits = _NONE) -> Limits:
         limits = convert(value, LimitsTable, self.path, where)
         age = limits.max_key_age
         age_s = None if age is None else self.lifetime(age, f"{where}.max_key_age")
-        return Limits(limits.max_open, limits.knocks_per_minute, age_s)
+        return Limits(
+            limits.max_open or default.max_open,
+            limits.knocks_per_minute or default.knocks_per_minute,
+            age_s,
+        )
 
     def _allow(self, where: str, role: str, value: object, role_expires_at_us: int | None) -> Allow:
         allow = convert(value, AllowTable, self.path, where)

@@ -11,7 +11,7 @@ from datetime import date
 from enum import StrEnum
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from keys.tomlfile import quoted
 from spa_protocol.access import Access, Protocol
@@ -66,8 +66,8 @@ class Sources:
 class Limits:
     """How much one identity may have; None is no limit.
 
-    `max_open` counts holes that are open at once, `knocks_per_minute` knocks for this host,
-    `max_key_age_s` seconds since a key was enrolled.
+    `max_open` counts holes that are open at once, `knocks_per_minute` knocks and closes
+    for this host, `max_key_age_s` seconds since a key was enrolled.
     """
 
     max_open: int | None = None
@@ -81,6 +81,20 @@ class Limits:
     def counts(self) -> bool:
         """Whether somebody has to count what an identity has and does."""
         return self.max_open is not None or self.knocks_per_minute is not None
+
+    @property
+    def said(self) -> "Limits":
+        """Without what is the default anyhow."""
+        default = DEFAULT_LIMITS
+        return Limits(
+            None if self.max_open == default.max_open else self.max_open,
+            None if self.knocks_per_minute == default.knocks_per_minute else self.knocks_per_minute,
+            self.max_key_age_s,
+        )
+
+
+DEFAULT_LIMITS: Final = Limits(max_open=4096, knocks_per_minute=300)
+"""Those of everybody where policy.toml sets none: docs/decisions/0029-default-limits.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +226,11 @@ class Policy:
     def has_limits(self) -> bool:
         """Whether anybody's use is limited at all."""
         return self.limits.counts or any(role.limits.counts for role in self.roles.values())
+
+    @cached_property
+    def says_limits(self) -> bool:
+        """Whether it limits anybody's use otherwise than by default."""
+        return self.limits.said.counts or any(role.limits.counts for role in self.roles.values())
 
     @cached_property
     def ages_keys(self) -> bool:

@@ -179,7 +179,7 @@ class _Telling:
         for review in self._told.overdue:
             where = self._where(review.path, review.line)
             yield f"{where} should have been reviewed by {review.due}"
-        limits = _limits(self._told.limits)
+        limits = _limits(self._told.limits.said)
         if limits and self._told.decision.code is not Code.NO_ROLE:
             yield f"limits: {limits}; what is open already is not counted here"
         for role in self._told.unknown:

@@ -157,7 +157,7 @@ def _always_open(evidence: Evidence) -> Iterator[Finding]:
 
 def _limits(evidence: Evidence) -> Iterator[Finding]:
     everybody = tuple(evidence.people.roles)
-    yield from _unreached(evidence, "limits", 0, evidence.policy.limits, everybody)
+    yield from _unreached(evidence, "limits", 0, evidence.policy.limits.said, everybody)
     for role in evidence.policy.roles.values():
         where = f"roles.{role.name}.limits"
         yield from _unreached(

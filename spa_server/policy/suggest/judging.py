@@ -46,7 +46,7 @@ class Record:
             time=period.words(period.since_us),
             last_used=self._last_used(uses),
             idle_time=period.words(self.idle_since_us),
-            peaks=peaks(self.connection, period.since_us) if policy.has_limits else NO_PEAKS,
+            peaks=peaks(self.connection, period.since_us) if policy.says_limits else NO_PEAKS,
         )
 
     def _last_used(self, uses: list[Use]) -> Mapping[Access, int]:

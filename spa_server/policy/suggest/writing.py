@@ -65,7 +65,7 @@ class Writer:
         parts = [
             _comments(head),
             [*self._services(offered), ""],
-            _limits("limits", self._policy.limits),
+            _limits("limits", self._policy.limits.said),
             rules,
             after,
         ]
