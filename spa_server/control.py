@@ -4,10 +4,11 @@
     {"do": "close", "grants": [3, 4]}    -> {"ok": true, "closed": 2}
     anything that cannot be done         -> {"ok": false, "error": "what went wrong"}
 
-It is a UNIX socket of mode 0660: whoever may open it may ask. Requests that only look cost the
-daemon one line; none of them waits for anything. Of one user so many are answered at once, and the
-next is told to come again: a member of the group who floods it takes neither the daemon's
-descriptors nor root's place.
+It is a UNIX socket of mode 0660: whoever may open it may ask. What a request carries under `by` is
+what its program says of who runs it; whose it is, the kernel says (keys/actor.py). Requests that
+only look cost the daemon one line; none of them waits for anything. Of one user so many are
+answered at once, and the next is told to come again: a member of the group who floods it takes
+neither the daemon's descriptors nor root's place.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from keys.actor import Actor
 from keys.answerline import read_line
 from keys.text import printable
 from keys.trouble import Trouble
@@ -39,7 +41,16 @@ _BACKLOG: Final = 32
 _PEER = struct.Struct("=iII")  # struct ucred: process, user, group
 _BUSY: Final = {"ok": False, "error": "too many ask at once; try again in a moment"}
 
-Handler = Callable[[dict[str, Any]], dict[str, Any]]
+
+class Request(dict[str, Any]):
+    """What was asked, and by whom."""
+
+    def __init__(self, asked: dict[str, Any], uid: int) -> None:
+        super().__init__(asked)
+        self.by = Actor.of_request(self.pop("by", None), uid)
+
+
+Handler = Callable[[Request], dict[str, Any]]
 
 
 class ControlServer:
@@ -107,7 +118,7 @@ class ControlServer:
             with suppress(OSError, ValueError, asyncio.TimeoutError):
                 async with asyncio.timeout(TIMEOUT_S):
                     line = await reader.readline()
-                    writer.write(json.dumps(self._answer(line)).encode() + b"\n")
+                    writer.write(json.dumps(self._answer(line, user)).encode() + b"\n")
                     await writer.drain()
             if writer.transport.get_write_buffer_size():
                 writer.transport.abort()  # it did not read its answer, and would never be gone
@@ -117,9 +128,9 @@ class ControlServer:
         finally:
             self._clients[user] -= 1
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
+    def _answer(self, line: bytes, user: int) -> dict[str, Any]:
         try:
-            request = json.loads(line)
+            request = Request(json.loads(line), user)
             handler = self._handlers[request["do"]]
         except (ValueError, KeyError, TypeError, RecursionError):
             return {"ok": False, "error": f"ask one of: {', '.join(self._handlers)}"}
@@ -158,11 +169,12 @@ def ask(
 
     `within_s` is for the whole answer, however it drips.
     """
+    asked = {**request, "by": Actor.here().detail}
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(TIMEOUT_S)
             connection.connect(str(path))
-            connection.sendall(json.dumps(request).encode() + b"\n")
+            connection.sendall(json.dumps(asked).encode() + b"\n")
             line = read_line(connection, _MAX_ANSWER, within_s)
     except (FileNotFoundError, ConnectionRefusedError):
         hint = "start it: systemctl start spa-server"

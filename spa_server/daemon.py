@@ -18,6 +18,7 @@ from contextlib import ExitStack, closing
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
+from keys.actor import Actor
 from keys.tomlfile import FileProblem
 from keys.trouble import Trouble
 from spa_protocol.layout import NONCE_SIZE
@@ -38,6 +39,7 @@ from spa_server.guard import Guard
 from spa_server.snapshot import Snapshots
 
 _AT_ONCE: Final = 256
+_A_SIGNAL: Final = Actor("SIGHUP")  # a signal does not say who sent it
 _DRIFT_EVERY_S: Final = 300.0
 _ENDS_EVERY_S: Final = 0.1
 _PAUSE_S: Final = 1.0
@@ -225,7 +227,7 @@ class Daemon:
 
     def _reload(self) -> None:
         try:
-            self._guard.reload()
+            self._guard.reload(_A_SIGNAL)
         except FileProblem as problem:
             print(f"spa-server: the policy in force stays; {problem}", file=sys.stderr)
 

@@ -295,6 +295,7 @@ POLICY: Final = (
     Step(_ROOT, "spa-server policy show", "ssh", after=_write_policy),
     Step(_ROOT, "spa-server policy test new.toml", "1 passed"),
     Step(_ROOT, "spa-server policy diff - new.toml", "gains", status=1),
+    Step(_ROOT, "spa-server policy diff --since 7d", "does not say which policy", status=1),
     Step(_ROOT, "spa-server policy suggest", "the record", status=1),
     Step(_ROOT, "spa-server reload", "The policy is in force"),
 )

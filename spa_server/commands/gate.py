@@ -1,7 +1,6 @@
 """`spa-server gate`: the gate in the kernel, put in force, shown, taken away."""
 
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -73,6 +72,8 @@ def gate_apply(path: Path | None, confirm_within: float | None, closed_on_error:
     taken from the file then as well.
     """
     from spa_server import sessions, trial
+    from spa_server.audit import acts
+    from spa_server.audit.record import Event
     from spa_server.firewall import accounting
     from spa_server.firewall.kernel import Gate
     from spa_server.gatehouse import Gatehouse
@@ -88,6 +89,7 @@ def gate_apply(path: Path | None, confirm_within: float | None, closed_on_error:
             ask(config, do="reload", gate=True)
         except control.NoDaemon:
             gatehouse.apply(policy)
+            acts.leave(config, Event.GATE_APPLIED)
         sessions.adopt_established()
         if confirm_within is None:
             _keep(config, gatehouse)
@@ -132,9 +134,16 @@ def _say_observed(ruleset: str) -> None:
 
 def _keep(config: Config, gatehouse: Any) -> None:
     """The gate is in force for good, and a daemon that runs has nothing more to go back to."""
+    from spa_server.audit import acts
+    from spa_server.audit.record import Event
+
+    was_on_trial = gatehouse.is_on_trial
     gatehouse.want()
-    with suppress(control.NoDaemon):
+    try:
         ask(config, do="confirm")
+    except control.NoDaemon:
+        if was_on_trial:
+            acts.leave(config, Event.GATE_CONFIRMED)
 
 
 @gate.command(
@@ -187,6 +196,8 @@ def gate_show(path: Path | None) -> None:
 @click.pass_obj
 def gate_remove(path: Path | None, yes: bool) -> None:
     """Takes the gate away: every port is then as open as it was before."""
+    from spa_server.audit import acts
+    from spa_server.audit.record import Event
     from spa_server.firewall.kernel import Gate
     from spa_server.gatehouse import Gatehouse
 
@@ -194,5 +205,19 @@ def gate_remove(path: Path | None, yes: bool) -> None:
     if not yes:
         click.confirm("Open every port of this host?", abort=True, err=True)
     with explained(), Gate() as kernel:
+        runs = _tell_of_removal(config)
         Gatehouse(config, kernel).remove()
+    if not runs:
+        acts.leave(config, Event.GATE_REMOVED)
     note("The gate is gone.")
+
+
+def _tell_of_removal(config: Config) -> bool:
+    """Whether a daemon runs. The kernel tells it that the gate is gone, but not who took it."""
+    try:
+        ask(config, do="removing")
+    except control.NoDaemon:
+        return False
+    except Trouble:  # one that hangs, or is older, hinders nobody
+        pass
+    return True

@@ -51,11 +51,14 @@ def adopt_key(path: Path | None) -> None:
       sudo spa-server adopt-key
       sudo systemctl restart spa-server
     """
+    from spa_server.audit import acts
+    from spa_server.audit.record import Event
     from spa_server.machine import Mark
 
     config = load_config(path)
     mark = Mark(config.key)
     mark.write()
+    acts.leave(config, Event.KEY_ADOPTED)
     note(f"{config.key} belongs to this machine now, as {mark.path} says.")
 
 
