@@ -123,7 +123,7 @@ class Guard:
         self.faults = FirewallFaults(self.ledger)
         self.tags = TagKeeper(self.admission, self.gate, self.faults.tolerate)
         self.gatehouse = Gatehouse(config, self.gate)
-        self.drift = DriftWatch(self.gatehouse)
+        self.drift = DriftWatch(self.gatehouse, self.ledger)
         self.keeper = HoleKeeper(self.gate, self.ledger, clock.monotonic_s)
         self.enforcement = Enforcement(
             self.gate,

@@ -7,7 +7,8 @@
     hole_grant    who was granted which access, and how it ended
     burned, burned_floor    what the replay window must not forget
     operator_act    what operators did beside the daemon, until it has entered it (acts.py)
-    policy_text    the policies that were in force, by digest (policytexts.py)
+    drift_told      what did not fit at the last look, which the record has said (driftwatch.py)
+    policy_text     the policies that were in force, by digest (policytexts.py)
     reserve       room that is kept for the ledger; empty but for a moment (reserve.py)
 
 A change to these tables is a new migration, never an edit of an old one. docs/record.md describes
@@ -102,7 +103,8 @@ def chain_the_record(db: sqlite_utils.Database) -> None:
 
 @migrations()
 def name_who_acts(db: sqlite_utils.Database) -> None:
-    """Version 0.3: who did what to the host, and which policies were in force."""
+    """Version 0.3: who did what to the host, which policies were in force, and what the record
+    has said of drift."""
     db.executescript("""
         create table operator_act (
             id integer primary key autoincrement, at_us integer not null, event text not null,
@@ -110,6 +112,10 @@ def name_who_acts(db: sqlite_utils.Database) -> None:
         ) strict;
         create table policy_text (
             digest text primary key, at_us integer not null, text text not null
+        ) strict;
+        create table drift_told (
+            name text not null, subject text not null, what text not null, advice text not null,
+            primary key (name, subject)
         ) strict;
     """)
 
