@@ -229,7 +229,12 @@ class Daemon:
         try:
             self._guard.reload(_A_SIGNAL)
         except FileProblem as problem:
-            print(f"spa-server: the policy in force stays; {problem}", file=sys.stderr)
+            self._say(f"the policy in force stays; {problem}")
+
+    def _say(self, what: str) -> None:
+        """What the record says too: for the journal, where that does not get the record."""
+        if not self._guard.outputs.reach_the_journal:
+            print(f"spa-server: {what}", file=sys.stderr, flush=True)
 
     def _safely(self, act: Callable[[], object]) -> None:
         """Whatever goes wrong with one thing, the daemon goes on to the next.
@@ -273,7 +278,7 @@ class Daemon:
         pause_s = _PAUSE_S
         while True:
             if (trouble := self._answers.trouble) and trouble != self._guard.answers_trouble:
-                print(f"spa-server: {trouble}", file=sys.stderr, flush=True)
+                self._say(trouble)
             self._guard.answers_are(trouble)
             if not trouble:
                 return

@@ -26,7 +26,7 @@ from spa_server.audit import lastrun, wording
 from spa_server.audit.checkpoint import record_key
 from spa_server.audit.denials import Denials, beside
 from spa_server.audit.ledger import Ledger, LedgerError
-from spa_server.audit.outputs import Outputs
+from spa_server.audit.outputs import Outputs, usual
 from spa_server.audit.policytexts import digest_of
 from spa_server.audit.record import Event, Record
 from spa_server.audit.reserve import Reserve
@@ -114,7 +114,7 @@ class Guard:
         )
         self.meter = Meter()
         self.counts = DenialCounts(self.denials, self.meter.counted)
-        self.outputs = Outputs(config.outputs)
+        self.outputs = Outputs(usual() if config.outputs is None else config.outputs)
         self.ledger.observers += [self.meter.written, self.outputs.written]
         self.lookout = lookout.begin(config.anomalies, config.database, self.ledger)
         self.admission = Admission()

@@ -152,6 +152,8 @@ def test_backup_while_it_runs_and_restore_on_a_host_that_lost_everything(
     server.type("spa-keys invite carol --role admin; spa-server backup /root/db1.spa-backup")
     assert server.type("stat -c '%a %U' /root/db1.spa-backup").stdout == "600 root\n"
     assert "stop it first" in server.type("spa-server restore f --yes", check=False).stderr
+    told = server.type("journalctl --boot -u spa-server --output cat").stdout.splitlines()
+    assert told.count("daemon.started") == 1  # the record is in the journal, a line once
     server.type("systemctl stop spa-server; rm -r /etc/spa /var/lib/spa/*")
     server.type("spa-server restore /root/db1.spa-backup --yes")
     owners = "stat -c %U /var/lib/spa/spa.db /etc/spa/server.key /etc/spa/policy.toml"
