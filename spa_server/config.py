@@ -111,7 +111,8 @@ class Config:
     which are observed whatever the mode is. `also_addressed_as`: addresses of forwarders before
     this host, which knocks name as their target. `metrics` None: they are off. `outputs` None: the
     journal, for a unit of systemd. `serves_when_full`: knocks are granted also while the disk has
-    no room to record it. `max_keys` is how many keys and invites are heard at most: the kernel's set of tags is made for so many.
+    no room to record it. `max_keys` is how many keys and invites are heard at most: the kernel's
+    set of tags is made for so many.
     """
 
     path: Path

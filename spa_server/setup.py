@@ -48,6 +48,20 @@ _REST: Final = """\
 # max_keys = 150000             # keys and invites that are heard at most
 # mode = "enforce"              # or "observe": let in and record what would be denied
 # observe = []                  # services that are observed while all others are enforced
+# metrics = "127.0.0.1:9062"    # left out: no metrics
+# metrics_beyond_loopback = false
+# outputs = ["journald"]        # or "syslog:unix:///dev/log"; left out: the journal, under systemd
+# retention_days = 400          # how long the record is kept; 0: for good
+# retention_mb = 1024           # and how large it may grow; 0: without limit
+# when_disk_full = "deny"       # or "serve": grant, and keep in memory what cannot be recorded
+
+# [anomalies]                   # what is out of the ordinary is recorded; docs/anomalies.md
+# watch = true
+# threshold = 0.5               # from which score on, between 0 and 1
+# learning_days = 5             # on how many days a key is heard before it is judged by its habits
+# trusted = []                  # networks whose scans are meant
+# hook = "/usr/local/bin/tell"  # a program that is given each anomaly; left out: none
+# hook_timeout = "10s"
 """
 _POLICY: Final = """\
 # Who may reach what: roles are given to people with `spa-keys grant`; see spa-policy(5).
