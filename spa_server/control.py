@@ -6,7 +6,8 @@
 
 It is a UNIX socket of mode 0660: whoever may open it may ask. What a request carries under `by` is
 what its program says of who runs it; whose it is, the kernel says (keys/actor.py). Requests that
-only look cost the daemon one line; none of them waits for anything. Of one user so many are
+only look cost the daemon one line; none of them waits for anything, but for those that read files:
+these are answered in a thread, one at a time. Of one user so many are
 answered at once, and the next is told to come again: a member of the group who floods it takes
 neither the daemon's descriptors nor root's place.
 """
@@ -20,6 +21,7 @@ import stat
 import struct
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -56,9 +58,17 @@ Handler = Callable[[Request], dict[str, Any]]
 class ControlServer:
     """Answers requests on a UNIX socket, each by the handler that its `do` names."""
 
-    def __init__(self, path: Path, handlers: Mapping[str, Handler]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        handlers: Mapping[str, Handler],
+        readers: Mapping[str, Handler] | None = None,
+    ) -> None:
+        """`readers` touch nothing of the daemon's, and are called in a thread."""
         self._path = path
         self._handlers = handlers
+        self._readers = readers or {}
+        self._thread = ThreadPoolExecutor(1, "control")
         self._server: asyncio.Server | None = None
         self._clients: Counter[int] = Counter()
 
@@ -103,6 +113,7 @@ class ControlServer:
 
     async def stop(self) -> None:
         """Closes the socket and takes it away."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
         if self._server is not None:
             self._server.close()
             self._path.unlink(missing_ok=True)
@@ -118,7 +129,7 @@ class ControlServer:
             with suppress(OSError, ValueError, asyncio.TimeoutError):
                 async with asyncio.timeout(TIMEOUT_S):
                     line = await reader.readline()
-                    writer.write(json.dumps(self._answer(line, user)).encode() + b"\n")
+                    writer.write(json.dumps(await self._answer(line, user)).encode() + b"\n")
                     await writer.drain()
             if writer.transport.get_write_buffer_size():
                 writer.transport.abort()  # it did not read its answer, and would never be gone
@@ -128,13 +139,17 @@ class ControlServer:
         finally:
             self._clients[user] -= 1
 
-    def _answer(self, line: bytes, user: int) -> dict[str, Any]:
+    async def _answer(self, line: bytes, user: int) -> dict[str, Any]:
+        known = {**self._handlers, **self._readers}
         try:
             request = Request(json.loads(line), user)
-            handler = self._handlers[request["do"]]
+            handler = known[request["do"]]
         except (ValueError, KeyError, TypeError, RecursionError):
-            return {"ok": False, "error": f"ask one of: {', '.join(self._handlers)}"}
+            return {"ok": False, "error": f"ask one of: {', '.join(known)}"}
         try:
+            if request["do"] in self._readers:
+                loop = asyncio.get_running_loop()
+                return {"ok": True, **await loop.run_in_executor(self._thread, handler, request)}
             return {"ok": True, **handler(request)}
         except Exception as error:  # whatever a request brings up, the daemon lives
             return {"ok": False, "error": str(error)}

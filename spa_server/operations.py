@@ -11,7 +11,8 @@ from spa_server import clock, sessionlist, whois
 from spa_server.activity import activity
 from spa_server.alignment.people import NEARLY_FULL_PERCENT
 from spa_server.alignment.standing import config_is_current
-from spa_server.config import Mode
+from spa_server.audit import answering
+from spa_server.config import Config, Mode
 from spa_server.control import Handler, Request
 from spa_server.firewall.backstop import Standing
 from spa_server.firewall.elements import LiveHole
@@ -49,6 +50,11 @@ def handlers(guard: Guard, after: Callable[[], None]) -> dict[str, Handler]:
         "record": acting(_record),
         "reload-keys": acting(lambda _guard, _request: {}),
     }
+
+
+def readers(config: Config) -> dict[str, Handler]:
+    """Those that only read files: each is called in a thread."""
+    return {"audit": lambda request: answering.answer(config.database, request)}
 
 
 def _status(guard: Guard, _request: Request) -> dict[str, Any]:

@@ -272,6 +272,7 @@ FIRST_USE: Final = (
         answers=_PASSPHRASE,
     ),
     Step(_ROOT, "spa-server holes", "alice"),
+    Step(_ROOT, "spa-server sessions", "IDENTITY"),
     Step(_ROOT, "spa-server audit --since 2h", "hole.opened"),
     Step(
         _ROOT,
@@ -290,6 +291,11 @@ FIRST_USE: Final = (
         _ROOT, "/opt/spaknock/bin/pip install '.[server,report]'", "installed.* pygal", at=CHECKOUT
     ),
     Step(_ROOT, "spa-server report --html report.html", "Access report: db1"),
+    Step(
+        _ROOT,
+        "usermod -aG spa carol",
+        after=lambda walk: walk.root("useradd --create-home carol"),
+    ),
 )
 POLICY: Final = (
     Step(_ROOT, "spa-server policy show", "ssh", after=_write_policy),
