@@ -1,5 +1,6 @@
 """Who did it: what an operator does to a host has a name in the record; and so has the policy."""
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -51,11 +52,12 @@ def test_what_a_daemon_is_asked_to_do_bears_a_name(scene: Scene) -> None:
     site.apply_gate()
     site.start()
     alice = site.enrol("alice", "ops")
-    scene.sudo("gate", "apply", "--confirm-within", "60s")
+    applied = json.loads(scene.sudo("gate", "apply", "--confirm-within", "60s", "--json"))
+    assert (applied["mode"], applied["undone_in_s"]) == ("enforce", 60)
     scene.sudo("gate", "confirm")
     scene.sudo("reload")
     alice.knock(client, "tcp/22")
-    scene.sudo("close", "--all")
+    assert json.loads(scene.sudo("close", "--all", "--json")) == {"closed": 1}
     site.write_policy("[services")
     scene.sudo("reload", check=False)
     scene.sudo("backup", str(site.config.parent / "backup.tar"))

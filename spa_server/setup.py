@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from keys import schema, serverkey
 from keys.invite import WrittenHost, server_here
@@ -80,29 +80,40 @@ max_lifetime = "8h"
 """
 
 
-def initialise(config_path: Path | None, host: WrittenHost | None = None) -> Iterator[str]:
-    """Makes what is missing, and says what it made, a line each.
+class Made(NamedTuple):
+    """A file that was made, and what it is."""
+
+    path: Path
+    what: str = ""
+
+    def __str__(self) -> str:
+        """In words."""
+        return f"made {self.path}: {self.what}" if self.what else f"made {self.path}"
+
+
+def initialise(config_path: Path | None, host: WrittenHost | None = None) -> Iterator[Made]:
+    """Makes what is missing, and says what it made.
 
     `host` is where clients knock, if a new configuration is to name it.
     """
     path = config_path or CONFIG_PATH
     head = _USUAL if path == CONFIG_PATH else _ELSEWHERE
     if _write_new(path, head + _REST.format(host=_host_line(host))):
-        yield f"made {path}"
+        yield Made(path)
     config = load_config(path)
     if _write_new(config.policy, _POLICY):
-        yield f"made {config.policy}: the role admin may reach ssh"
+        yield Made(config.policy, "the role admin may reach ssh")
     if not os.path.lexists(config.key):
         Mark(config.key).path.unlink(missing_ok=True)  # of a key that is no more
         serverkey.save(serverkey.generate(), config.key)
         _give_to_daemon(config.key)
         Mark(config.key).write()
-        yield f"made {config.key}: the server's private key"
+        yield Made(config.key, "the server's private key")
     if not os.path.lexists(config.database):
         make_directory(config.database.parent)
         _give_to_daemon(config.database.parent)
         Registry(schema.connect(config.database)).close()
-        yield f"made {config.database}: the registry and the record"
+        yield Made(config.database, "the registry and the record")
 
 
 def server_line(config_path: Path | None, host: WrittenHost | None) -> ServerLine:

@@ -1,5 +1,6 @@
 """Setting a host up: what `spa-server init` makes, and what it leaves alone."""
 
+import json
 import os
 import pwd
 import re
@@ -159,3 +160,15 @@ def test_the_configuration_that_is_made_names_every_key_and_its_default(tmp_path
         "anomalies": replace(shown.anomalies, hook=None),
     }
     assert replace(shown, **examples) == usual
+
+
+def test_other_programs_get_the_line_and_what_was_made(tmp_path: Path) -> None:
+    path = tmp_path / "server.toml"
+    done = init(path, "--host", "db1", "--json")
+    assert (done.exit_code, done.stderr) == (0, "")
+    told = json.loads(done.stdout)
+    assert told["server"] == init(path, "--host", "db1").stdout.strip()
+    assert sorted(told["made"]) == sorted(
+        str(tmp_path / name) for name in ("server.toml", "policy.toml", "server.key", "spa.db")
+    )
+    assert json.loads(init(path, "--host", "db1", "--json").stdout)["made"] == []

@@ -15,9 +15,9 @@ _COLUMNS: Final = (
 _OF_DENIALS: Final = _COLUMNS.replace("rule, grant_id", "null, null")
 
 _KNOWN_BY: Final = (
+    "select 1 from event where identity = ? limit 1",
     "select 1 from identity where name = ? limit 1",
     "select 1 from invite where identity = ? limit 1",
-    "select 1 from event where identity = ? limit 1",
 )
 
 

@@ -23,15 +23,23 @@ from spa_server.config import load_config
     type=Parsed("host", WrittenHost.parse),
     help="Where clients knock.  [default: this host's name, and the port of the configuration]",
 )
+@json_option
 @click.pass_obj
-def init(path: Path | None, host: WrittenHost | None) -> None:
+def init(path: Path | None, host: WrittenHost | None, as_json: bool) -> None:
     """Makes what a host needs and lacks; prints its clients' line."""
     from spa_server import setup
 
+    made = []
     with explained():
-        for made in setup.initialise(path, host):
-            note(made)
-    say(str(setup.server_line(path, host)))
+        for each in setup.initialise(path, host):
+            made.append(str(each.path))
+            if not as_json:
+                note(str(each))
+    line = str(setup.server_line(path, host))
+    if as_json:
+        print_json({"server": line, "made": made})
+        return
+    say(line)
     note("Next: let somebody in by one line, spa-keys invite NAME --role admin")
     note("or by the line above: there, spa-client add NAME '...'; here, spa-keys enroll.")
     note("Then look at the policy, and: spa-server gate apply --confirm-within 60s")
@@ -149,9 +157,14 @@ def _left(grants: list[dict[str, Any]]) -> str:
     "--identity", type=Parsed("identity", identity_name, identities), help="All of this identity's."
 )
 @click.option("--all", "everything", is_flag=True, help="All there are.")
+@json_option
 @click.pass_obj
 def close(
-    path: Path | None, grants: tuple[int, ...], identity: str | None, everything: bool
+    path: Path | None,
+    grants: tuple[int, ...],
+    identity: str | None,
+    everything: bool,
+    as_json: bool,
 ) -> None:
     """Closes holes before their time, by the numbers of 'holes'.
 
@@ -161,7 +174,10 @@ def close(
         raise click.UsageError("name the grants to close, or give --identity or --all")
     request = {"grants": list(grants), "identity": identity, "all": everything}
     closed = ask(load_config(path), do="close", **request)["closed"]
-    note(f"{closed} closed.")
+    if as_json:
+        print_json({"closed": closed})
+    else:
+        note(f"{closed} closed.")
     if not closed:
         raise Trouble("nothing to close", f"see: {PROGRAM} holes", exit_code=ExitCode.REFUSED)
 
