@@ -254,7 +254,7 @@ def grant(name: str, roles: tuple[str, ...], database: Path, control: Path) -> N
 
 @main.command(epilog="\b\nExample:\n  spa-keys ungrant alice oncall")
 @click.argument("name", metavar="IDENTITY", type=IDENTITY)
-@click.argument("roles", metavar="ROLE...", nargs=-1, required=True)
+@click.argument("roles", metavar="ROLE...", nargs=-1, required=True, shell_complete=offers.roles)
 @database_option
 @control_option
 def ungrant(name: str, roles: tuple[str, ...], database: Path, control: Path) -> None:

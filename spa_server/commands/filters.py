@@ -17,7 +17,7 @@ from keys.when import parse_duration, parse_moment
 from spa_server import clock
 from spa_server.audit.record import Event
 from spa_server.commands.common import ACCESS, ADDRESS, explained
-from spa_server.commands.offers import identities
+from spa_server.commands.offers import accesses, identities
 from spa_server.config import Config
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ _OPTIONS: Final = (
         help="Only this event (hole.opened) or group of events (knock).",
     ),
     click.option("--source", type=ADDRESS, help="Only from this address."),
-    click.option("--access", type=ACCESS, help="Only to this protocol and port."),
+    click.option(
+        "--access", type=ACCESS, shell_complete=accesses, help="Only to this protocol and port."
+    ),
     click.option("--denied", is_flag=True, help="Only what was refused or denied."),
 )
 

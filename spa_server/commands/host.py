@@ -8,9 +8,9 @@ import click
 from keys.console import ExitCode, Parsed, Trouble, note, print_json, say, table
 from keys.invite import WrittenHost
 from keys.names import identity_name
+from spa_server.commands import offers
 from spa_server.commands.common import PROGRAM, ask, explained, json_option
 from spa_server.commands.gate import observing
-from spa_server.commands.offers import identities
 from spa_server.config import load_config
 
 
@@ -152,9 +152,11 @@ def _left(grants: list[dict[str, Any]]) -> str:
     "  spa-server close 17 18          grants, as 'spa-server holes' numbers them\n"
     "  spa-server close --identity alice",
 )
-@click.argument("grants", nargs=-1, type=int)
+@click.argument("grants", nargs=-1, type=int, shell_complete=offers.grants)
 @click.option(
-    "--identity", type=Parsed("identity", identity_name, identities), help="All of this identity's."
+    "--identity",
+    type=Parsed("identity", identity_name, offers.identities),
+    help="All of this identity's.",
 )
 @click.option("--all", "everything", is_flag=True, help="All there are.")
 @json_option

@@ -14,12 +14,12 @@ from keys.console import ExitCode, Parsed, Trouble, note, print_json, table
 from keys.when import local_minute, rfc3339
 from spa_server.commands.common import PROGRAM, explained, json_option
 from spa_server.commands.filters import MOMENT
+from spa_server.commands.offers import DIGEST_SHOWN, policies
 from spa_server.config import Config, load_config
 
 if TYPE_CHECKING:
     from spa_server.policy.model import Policy
 
-_SHOWN: Final = 16
 _SHORTEST: Final = 8
 
 
@@ -66,7 +66,7 @@ def history(path: Path | None, since_us: int | None, as_json: bool) -> None:
     rows = [
         (
             local_minute(one.at_us),
-            one.digest[:_SHOWN] + ("" if is_kept else " (no text)"),
+            one.digest[:DIGEST_SHOWN] + ("" if is_kept else " (no text)"),
             one.event,
             one.actor or "",
             one.reason or "",
@@ -82,7 +82,7 @@ def history(path: Path | None, since_us: int | None, as_json: bool) -> None:
     "  spa-server policy print 3f786850e387550f\n"
     "  spa-server policy print 3f786850e387550f > policy.before.toml",
 )
-@click.argument("digest", type=Parsed("digest", _digest))
+@click.argument("digest", type=Parsed("digest", _digest, policies))
 @click.pass_obj
 def print_text(path: Path | None, digest: str) -> None:
     """Prints the text of a policy that was in force, by its DIGEST or how that begins.
@@ -110,10 +110,10 @@ def policy_since(config: Config, since_us: int) -> tuple["Policy", Path]:
             )
         text = _text(record, found.digest)
         changes = [one for one in policytexts.history(record) if one.at_us > found.at_us]
-    name = Path(f"policy-{found.digest[:_SHOWN]}.toml")
+    name = Path(f"policy-{found.digest[:DIGEST_SHOWN]}.toml")
     for one in reversed([found, *(one for one in changes if one.event == "policy.loaded")]):
         by = f" by {one.actor}" if one.actor else ""
-        note(f"{local_minute(one.at_us)}  {one.digest[:_SHOWN]} came into force{by}")
+        note(f"{local_minute(one.at_us)}  {one.digest[:DIGEST_SHOWN]} came into force{by}")
     return policy_of(text, name, was_in_force=True), name
 
 
