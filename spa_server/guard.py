@@ -4,6 +4,7 @@ No event loop and no socket to clients in here: spa_server/daemon.py waits and c
 reads the clock once, acts and returns; what failed for a while is tried again at the next `tick`.
 """
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -407,8 +408,12 @@ class Guard:
         self.gatehouse.confirm()
 
     def removing(self, actor: Actor) -> None:
-        """Somebody is about to take the gate away: if that happens soon, it was they."""
-        self._removing = (clock.monotonic_s() + _SOON_S, actor)
+        """Somebody is about to take the gate away: if that happens soon, it was they.
+
+        Who cannot do it is not believed, lest somebody in the group spa answer for root.
+        """
+        if actor.uid in {0, os.geteuid()}:
+            self._removing = (clock.monotonic_s() + _SOON_S, actor)
 
     def _removed_by(self) -> Actor | None:
         until_s, actor = self._removing or (0.0, None)

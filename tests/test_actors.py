@@ -59,7 +59,12 @@ def test_sudo_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_act_is_entered_once_and_what_is_none_is_passed_over(config: Config) -> None:
     assert acts.leave(config, Event.BACKUP_MADE, "/root/a.tar")
     with closing(schema.connect(config.database)) as connection:
-        for event, detail in (("no.event", "{}"), ("gate.applied", "[]"), ("gate.applied", "{")):
+        for event, detail in (
+            ("no.event", "{}"),
+            ("gate.applied", "[]"),
+            ("gate.applied", "{"),
+            ("hole.opened", "{}"),
+        ):
             connection.execute(
                 "insert into operator_act (at_us, event, detail) values (1, ?, ?)", (event, detail)
             )

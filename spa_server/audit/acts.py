@@ -20,6 +20,13 @@ from spa_server.audit.record import Event, Record
 from spa_server.config import Config
 
 _AT_ONCE: Final = 1000
+_ACTS: Final = {
+    Event.GATE_APPLIED,
+    Event.GATE_CONFIRMED,
+    Event.GATE_REMOVED,
+    Event.KEY_ADOPTED,
+    Event.BACKUP_MADE,
+}
 
 
 def leave(config: Config, event: Event, reason: str | None = None) -> bool:
@@ -41,7 +48,7 @@ def leave(config: Config, event: Event, reason: str | None = None) -> bool:
 def unread(connection: sqlite3.Connection) -> tuple[int, list[Record]]:
     """What was left, and the number of the last row. Raises sqlite3.Error.
 
-    A row that no version of this program left is passed over.
+    A row that is none of these acts is passed over: nobody's hole is opened by it.
     """
     last, records = 0, []
     rows = connection.execute(
@@ -51,6 +58,6 @@ def unread(connection: sqlite3.Connection) -> tuple[int, list[Record]]:
     for last, at_us, event, reason, detail in rows:  # noqa: B007 - the last is wanted below
         with suppress(ValueError):
             values = json.loads(detail)
-            if isinstance(values, dict):
+            if isinstance(values, dict) and event in _ACTS:
                 records.append(Record(Event(event), at_us, reason=reason, detail=values))
     return last, records
