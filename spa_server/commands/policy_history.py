@@ -40,9 +40,9 @@ def _digest(text: str) -> str:
 @json_option
 @click.pass_obj
 def history(path: Path | None, since_us: int | None, as_json: bool) -> None:
-    """Which policies came into force, the latest first: when, which, and by whom.
+    """Which policies came into force, and by whom.
 
-    The texts of the last 100 are kept, by their digests; 'policy print' shows one. A daemon that
+    The latest first. The texts of the last 100 are kept, by their digests; 'policy print' shows one. A daemon that
     starts puts the policy in force that is in its file, and nobody is named.
     """
     from spa_server.audit import policytexts
@@ -85,9 +85,9 @@ def history(path: Path | None, since_us: int | None, as_json: bool) -> None:
 @click.argument("digest", type=Parsed("digest", _digest, policies))
 @click.pass_obj
 def print_text(path: Path | None, digest: str) -> None:
-    """Prints the text of a policy that was in force, by its DIGEST or how that begins.
+    """Prints a policy that was in force, by its DIGEST.
 
-    Digests are in the record (policy.loaded, daemon.started) and in 'policy history'. The text is
+    The first eight characters of it are enough, where no other begins so. Digests are in the record (policy.loaded, daemon.started) and in 'policy history'. The text is
     held against its digest before it is shown.
     """
     with _record(load_config(path)) as record:
