@@ -42,8 +42,8 @@ def _digest(text: str) -> str:
 def history(path: Path | None, since_us: int | None, as_json: bool) -> None:
     """Which policies came into force, and by whom.
 
-    The latest first. The texts of the last 100 are kept, by their digests; 'policy print' shows one. A daemon that
-    starts puts the policy in force that is in its file, and nobody is named.
+    The latest first. The texts of the last 100 are kept, by their digests; 'policy print' shows
+    one. A daemon that starts puts the policy in force that is in its file, and nobody is named.
     """
     from spa_server.audit import policytexts
 
@@ -87,8 +87,9 @@ def history(path: Path | None, since_us: int | None, as_json: bool) -> None:
 def print_text(path: Path | None, digest: str) -> None:
     """Prints a policy that was in force, by its DIGEST.
 
-    The first eight characters of it are enough, where no other begins so. Digests are in the record (policy.loaded, daemon.started) and in 'policy history'. The text is
-    held against its digest before it is shown.
+    The first eight characters of it are enough, where no other begins so. Digests are in the
+    record (policy.loaded, daemon.started) and in 'policy history'. The text is held against its
+    digest before it is shown.
     """
     with _record(load_config(path)) as record:
         text = _text(record, digest)
