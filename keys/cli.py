@@ -34,6 +34,7 @@ from keys.options import (
     roles_in_words,
     tell_daemon,
 )
+from keys.progress import underway
 from keys.registry import Head, Refused, Registry, opened
 from keys.when import local_minute, parse_duration
 from spa_protocol import __version__, keytext
@@ -114,6 +115,7 @@ for _command in (
     type=Parsed("duration", parse_duration),
     help="For how long the replaced key is good at most: 7d, 12h, 0s.  [default: 7d]",
 )
+@as_json_option
 @database_option
 @control_option
 def enroll(
@@ -126,6 +128,7 @@ def enroll(
     expires: str | None,
     replaces: str | None,
     overlap: float | None,
+    as_json: bool,
     database: Path,
     control: Path,
 ) -> None:
@@ -148,15 +151,20 @@ def enroll(
     check_roles({*roles, *(role for entry in listed.entries for role in entry.roles)})
     max_keys = host_here().max_keys
     with opened(database, create=True, max_keys=max_keys) as registry, registry.at_once():
-        with registry.within_capacity(at_us):
-            for entry in listed.entries:
+        with (
+            registry.within_capacity(at_us),
+            underway("enrolled", len(listed.entries)) as progress,
+        ):
+            for entry in progress.counted(listed.entries):
                 _enroll(registry, listed, entry, terms)
         all_roles = registry.identities()
         ending = [] if replaces is None else registry.replaced_by(listed.entries[0].public.key_id)
-    for entry in listed.entries:
+    if as_json:
+        print_json(listing.enrolled_json(listed.entries, all_roles, ending, expires_at_us))
+    for entry in () if as_json else listed.entries:
         until, has = _until(expires_at_us), roles_in_words(all_roles[entry.identity])
         say(f"{entry.identity} may knock with {entry.public.key_id}, {until}; {has}")
-    for old in ending:
+    for old in () if as_json else ending:
         say(f"{old.key_id} ends when the new key is first used, {_until(old.expires_at_us)}")
     if listed.ssh_keys:
         note(f"Passed over: {listed.ssh_keys} SSH keys, which alone cannot knock.")
@@ -246,7 +254,7 @@ def grant(name: str, roles: tuple[str, ...], database: Path, control: Path) -> N
 
 @main.command(epilog="\b\nExample:\n  spa-keys ungrant alice oncall")
 @click.argument("name", metavar="IDENTITY", type=IDENTITY)
-@click.argument("roles", metavar="ROLE...", nargs=-1, required=True)
+@click.argument("roles", metavar="ROLE...", nargs=-1, required=True, shell_complete=offers.roles)
 @database_option
 @control_option
 def ungrant(name: str, roles: tuple[str, ...], database: Path, control: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from keys.enrolled import EnrolledKey
+from keys.keyline import Entry
 from keys.table import table
 from keys.text import printable
 from keys.when import local_minute, rfc3339
@@ -92,6 +93,27 @@ def _replacing_lines(key: EnrolledKey, replacements: Replacements, now_us: int) 
 
 def _replaced_by(new_key_id: str, replacements: Replacements) -> list[str]:
     return sorted(old for old, new in replacements.items() if new == new_key_id)
+
+
+def enrolled_json(
+    entries: Iterable[Entry],
+    roles: Roles,
+    ending: Iterable[EnrolledKey],
+    expires_at_us: int | None,
+) -> list[dict[str, Any]]:
+    """One object for each key that was just enrolled; `ends` are those that it takes the place of,
+    with the time at which they end at the latest."""
+    ends = {key.key_id: _utc(key.expires_at_us) for key in ending}
+    return [
+        {
+            "identity": entry.identity,
+            "roles": sorted(roles[entry.identity]),
+            "key": entry.public.key_id,
+            "expires_at": _utc(expires_at_us),
+            "ends": ends,
+        }
+        for entry in entries
+    ]
 
 
 def _local(at_us: int | None) -> str:

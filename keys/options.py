@@ -1,6 +1,5 @@
 """What the commands of `spa-keys` have in common: options, and what they read and say."""
 
-import os
 import time
 from collections.abc import Callable, Iterable
 from functools import reduce
@@ -10,13 +9,12 @@ from typing import Any, Final
 import click
 
 from keys import offers, places
+from keys.actor import Actor
 from keys.console import Parsed, note
 from keys.hostconfig import IN_CONTEXT, HostConfig, host_config, unknown_roles
 from keys.names import identity_name, key_name, role_name
-from keys.newkey import user_name
 from keys.poke import poke
 from keys.registry import Refused
-from keys.text import clean_comment
 from keys.when import BadTime, parse_expiry
 
 PROGRAM: Final = "spa-keys"
@@ -165,8 +163,7 @@ def expiry(text: str | None, now_us: int) -> int | None:
 
 def actor() -> str:
     """Who changes the registry, for its record."""
-    behind = os.environ.get("SUDO_USER", "")
-    return clean_comment(f"{user_name()} (sudo by {behind})" if behind else user_name())
+    return Actor.here().name
 
 
 def check_roles(roles: Iterable[str]) -> None:

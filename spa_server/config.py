@@ -96,7 +96,7 @@ class _ServerFile(msgspec.Struct, forbid_unknown_fields=True):
     observe: list[str] = []
     metrics: str | None = None
     metrics_beyond_loopback: bool = False
-    outputs: list[str] = []
+    outputs: list[str] | None = None
     retention_days: _NoneOrMore = 400
     retention_mb: _NoneOrMore = 1024
     when_disk_full: str = WhenFull.DENY
@@ -109,9 +109,10 @@ class Config:
 
     `outer` None: the interfaces that have a default route. `observe` names services of the policy
     which are observed whatever the mode is. `also_addressed_as`: addresses of forwarders before
-    this host, which knocks name as their target. `metrics` None: they are off. `serves_when_full`:
-    knocks are granted also while the disk has no room to record it. `max_keys` is how
-    many keys and invites are heard at most: the kernel's set of tags is made for so many.
+    this host, which knocks name as their target. `metrics` None: they are off. `outputs` None: the
+    journal, for a unit of systemd. `serves_when_full`: knocks are granted also while the disk has
+    no room to record it. `max_keys` is how many keys and invites are heard at most: the kernel's
+    set of tags is made for so many.
     """
 
     path: Path
@@ -131,7 +132,7 @@ class Config:
     mode: Mode
     observe: tuple[str, ...]
     metrics: ListenAddress | None
-    outputs: tuple[OutputSpec, ...]
+    outputs: tuple[OutputSpec, ...] | None
     retention_days: int
     retention_mb: int
     serves_when_full: bool
@@ -222,7 +223,9 @@ def _load(path: Path, *, may_be_missing: bool) -> Config:
         mode=Mode(read.mode),
         observe=tuple(read.observe),
         metrics=_metrics(read, path),
-        outputs=tuple(_output(text, path) for text in read.outputs),
+        outputs=None
+        if read.outputs is None
+        else tuple(_output(text, path) for text in read.outputs),
         retention_days=read.retention_days,
         retention_mb=read.retention_mb,
         serves_when_full=read.when_disk_full == WhenFull.SERVE,

@@ -4,10 +4,12 @@
     {"do": "close", "grants": [3, 4]}    -> {"ok": true, "closed": 2}
     anything that cannot be done         -> {"ok": false, "error": "what went wrong"}
 
-It is a UNIX socket of mode 0660: whoever may open it may ask. Requests that only look cost the
-daemon one line; none of them waits for anything. Of one user so many are answered at once, and the
-next is told to come again: a member of the group who floods it takes neither the daemon's
-descriptors nor root's place.
+It is a UNIX socket of mode 0660: whoever may open it may ask. What a request carries under `by` is
+what its program says of who runs it; whose it is, the kernel says (keys/actor.py). Requests that
+only look cost the daemon one line; none of them waits for anything, but for those that read files:
+these are answered in a thread, one at a time. Of one user so many are
+answered at once, and the next is told to come again: a member of the group who floods it takes
+neither the daemon's descriptors nor root's place.
 """
 
 import asyncio
@@ -19,10 +21,12 @@ import stat
 import struct
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from keys.actor import Actor
 from keys.answerline import read_line
 from keys.text import printable
 from keys.trouble import Trouble
@@ -39,15 +43,32 @@ _BACKLOG: Final = 32
 _PEER = struct.Struct("=iII")  # struct ucred: process, user, group
 _BUSY: Final = {"ok": False, "error": "too many ask at once; try again in a moment"}
 
-Handler = Callable[[dict[str, Any]], dict[str, Any]]
+
+class Request(dict[str, Any]):
+    """What was asked, and by whom."""
+
+    def __init__(self, asked: dict[str, Any], uid: int) -> None:
+        super().__init__(asked)
+        self.by = Actor.of_request(self.pop("by", None), uid)
+
+
+Handler = Callable[[Request], dict[str, Any]]
 
 
 class ControlServer:
     """Answers requests on a UNIX socket, each by the handler that its `do` names."""
 
-    def __init__(self, path: Path, handlers: Mapping[str, Handler]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        handlers: Mapping[str, Handler],
+        readers: Mapping[str, Handler] | None = None,
+    ) -> None:
+        """`readers` touch nothing of the daemon's, and are called in a thread."""
         self._path = path
         self._handlers = handlers
+        self._readers = readers or {}
+        self._thread = ThreadPoolExecutor(1, "control")
         self._server: asyncio.Server | None = None
         self._clients: Counter[int] = Counter()
 
@@ -92,6 +113,7 @@ class ControlServer:
 
     async def stop(self) -> None:
         """Closes the socket and takes it away."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
         if self._server is not None:
             self._server.close()
             self._path.unlink(missing_ok=True)
@@ -107,7 +129,7 @@ class ControlServer:
             with suppress(OSError, ValueError, asyncio.TimeoutError):
                 async with asyncio.timeout(TIMEOUT_S):
                     line = await reader.readline()
-                    writer.write(json.dumps(self._answer(line)).encode() + b"\n")
+                    writer.write(json.dumps(await self._answer(line, user)).encode() + b"\n")
                     await writer.drain()
             if writer.transport.get_write_buffer_size():
                 writer.transport.abort()  # it did not read its answer, and would never be gone
@@ -117,13 +139,17 @@ class ControlServer:
         finally:
             self._clients[user] -= 1
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes, user: int) -> dict[str, Any]:
+        known = {**self._handlers, **self._readers}
         try:
-            request = json.loads(line)
-            handler = self._handlers[request["do"]]
+            request = Request(json.loads(line), user)
+            handler = known[request["do"]]
         except (ValueError, KeyError, TypeError, RecursionError):
-            return {"ok": False, "error": f"ask one of: {', '.join(self._handlers)}"}
+            return {"ok": False, "error": f"ask one of: {', '.join(known)}"}
         try:
+            if request["do"] in self._readers:
+                loop = asyncio.get_running_loop()
+                return {"ok": True, **await loop.run_in_executor(self._thread, handler, request)}
             return {"ok": True, **handler(request)}
         except Exception as error:  # whatever a request brings up, the daemon lives
             return {"ok": False, "error": str(error)}
@@ -158,11 +184,12 @@ def ask(
 
     `within_s` is for the whole answer, however it drips.
     """
+    asked = {**request, "by": Actor.here().detail}
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(TIMEOUT_S)
             connection.connect(str(path))
-            connection.sendall(json.dumps(request).encode() + b"\n")
+            connection.sendall(json.dumps(asked).encode() + b"\n")
             line = read_line(connection, _MAX_ANSWER, within_s)
     except (FileNotFoundError, ConnectionRefusedError):
         hint = "start it: systemctl start spa-server"

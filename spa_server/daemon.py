@@ -18,6 +18,7 @@ from contextlib import ExitStack, closing
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
+from keys.actor import Actor
 from keys.tomlfile import FileProblem
 from keys.trouble import Trouble
 from spa_protocol.layout import NONCE_SIZE
@@ -38,6 +39,7 @@ from spa_server.guard import Guard
 from spa_server.snapshot import Snapshots
 
 _AT_ONCE: Final = 256
+_A_SIGNAL: Final = Actor("SIGHUP")  # a signal does not say who sent it
 _DRIFT_EVERY_S: Final = 300.0
 _ENDS_EVERY_S: Final = 0.1
 _PAUSE_S: Final = 1.0
@@ -76,7 +78,11 @@ class Daemon:
                 "the gate is not in force on this host",
                 "put it in force: spa-server gate apply --confirm-within 60s",
             )
-        control = ControlServer(self._config.control, operations.handlers(self._guard, self._after))
+        control = ControlServer(
+            self._config.control,
+            operations.handlers(self._guard, self._after),
+            operations.readers(self._config),
+        )
         await control.start()
         loop = asyncio.get_running_loop()
         for stop in (signal.SIGTERM, signal.SIGINT):
@@ -241,9 +247,14 @@ class Daemon:
 
     def _reload(self) -> None:
         try:
-            self._guard.reload()
+            self._guard.reload(_A_SIGNAL)
         except FileProblem as problem:
-            print(f"spa-server: the policy in force stays; {problem}", file=sys.stderr)
+            self._say(f"the policy in force stays; {problem}")
+
+    def _say(self, what: str) -> None:
+        """What the record says too: for the journal, where that does not get the record."""
+        if not self._guard.outputs.reach_the_journal:
+            print(f"spa-server: {what}", file=sys.stderr, flush=True)
 
     def _safely(self, act: Callable[[], object]) -> None:
         """Whatever goes wrong with one thing, the daemon goes on to the next.
@@ -287,7 +298,7 @@ class Daemon:
         pause_s = _PAUSE_S
         while True:
             if (trouble := self._answers.trouble) and trouble != self._guard.answers_trouble:
-                print(f"spa-server: {trouble}", file=sys.stderr, flush=True)
+                self._say(trouble)
             self._guard.answers_are(trouble)
             if not trouble:
                 return

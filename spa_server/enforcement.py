@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from keys.actor import Actor
 from keys.tomlfile import FileProblem
 from spa_server import clock
+from spa_server.audit import wording
 from spa_server.audit.ledger import Ledger
 from spa_server.audit.record import Event, Record
 from spa_server.firewall.kernel import FirewallError, Gate
@@ -102,8 +104,13 @@ class Enforcement:
         """Whether it is the gate or the tags."""
         return self._faults.in_doubt
 
-    def apply(self, policy: Policy, now_us: int, why: str | None = None) -> None:
-        """Loads the gate, holes and tags; `why` they were restored, where that is what happened."""
+    def apply(
+        self, policy: Policy, now_us: int, why: str | None = None, *, actor: Actor | None = None
+    ) -> None:
+        """Loads the gate, holes and tags; `why` they were restored, where that is what happened.
+
+        `actor` is who asked for it.
+        """
         with self._faults.tolerate("the gate"), self._spare.lent():
             self._gatehouse.apply(policy)
             opened, closed = self._keeper.sync()
@@ -118,25 +125,28 @@ class Enforcement:
                 detail["not_counted"] = "; ".join(self._gatehouse.not_counted)
             if self._gate.backstop.absence:
                 detail["no_backstop"] = self._gate.backstop.absence
-            self._ledger.note([Record(event, now_us, reason=why, detail=detail)], now_us)
+            records = [Record(event, now_us, reason=why, detail=detail)]
+            self._ledger.note(wording.by(actor, records), now_us)
         self._tags.admit_all(now_us)
         self._note_backstop(now_us)
 
-    def restore(self, policy: Policy, now_us: int, why: str | None) -> None:
+    def restore(
+        self, policy: Policy, now_us: int, why: str | None, *, actor: Actor | None = None
+    ) -> None:
         """`apply`, where the gate is wanted on this host."""
         with self._faults.tolerate("the gate"):
             if self._gatehouse.is_wanted:
-                self.apply(policy, now_us, why)
+                self.apply(policy, now_us, why, actor=actor)
             else:
                 self._give_up(now_us)
 
-    def removed(self, now_us: int) -> None:
+    def removed(self, now_us: int, actor: Actor | None = None) -> None:
         """The gate is no longer wanted: recorded, once it is away."""
         with self._faults.tolerate("the gate"):
             self._give_up(now_us)
             if not self._gate.is_loaded():
                 record = Record(Event.GATE_REMOVED, now_us, reason="as the operator asked")
-                self._ledger.note([record], now_us)
+                self._ledger.note(wording.by(actor, [record]), now_us)
 
     def _give_up(self, now_us: int) -> None:
         self._faults.clear()

@@ -4,13 +4,15 @@ No event loop and no socket to clients in here: spa_server/daemon.py waits and c
 reads the clock once, acts and returns; what failed for a while is tried again at the next `tick`.
 """
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Final
 
 from keys import schema
+from keys.actor import Actor
 from keys.registry import Registry
 from keys.tomlfile import FileProblem
 from spa_protocol import __version__
@@ -21,11 +23,12 @@ from spa_server import clock, hostkey, marks, sessionlist, sessions
 from spa_server.addressing import Addressing
 from spa_server.admission import Admission
 from spa_server.anomaly import lookout
-from spa_server.audit import lastrun
+from spa_server.audit import lastrun, wording
 from spa_server.audit.checkpoint import record_key
 from spa_server.audit.denials import Denials, beside
 from spa_server.audit.ledger import Ledger, LedgerError
-from spa_server.audit.outputs import Outputs
+from spa_server.audit.outputs import Outputs, usual
+from spa_server.audit.policytexts import digest_of
 from spa_server.audit.record import Event, Record
 from spa_server.audit.reserve import Reserve
 from spa_server.audit.retention import Retention
@@ -69,6 +72,7 @@ _CLOCK_STEP_US: Final = 1_000_000
 _NOT_CONFIRMED: Final = "the new one was not confirmed"
 _ROUTES_UNREADABLE: Final = "this host cannot read its routes now; try again"
 _BUSY_MS: Final = 1000
+_SOON_S: Final = 60.0
 _ADDRESSES_REMEMBERED: Final = 4096
 # What knocks are judged by. The record is far larger: `audit verify` looks through that.
 _JUDGED_BY: Final = (*schema.TABLES, "burned", "burned_floor")
@@ -114,7 +118,7 @@ class Guard:
         )
         self.meter = Meter()
         self.counts = DenialCounts(self.denials, self.meter.counted)
-        self.outputs = Outputs(config.outputs)
+        self.outputs = Outputs(usual() if config.outputs is None else config.outputs)
         self.ledger.observers += [self.meter.written, self.outputs.written]
         self.lookout = lookout.begin(config.anomalies, config.database, self.ledger)
         self.admission = Admission()
@@ -123,7 +127,7 @@ class Guard:
         self.faults = FirewallFaults(self.ledger)
         self.tags = TagKeeper(self.admission, self.gate, self.faults.tolerate)
         self.gatehouse = Gatehouse(config, self.gate)
-        self.drift = DriftWatch(self.gatehouse)
+        self.drift = DriftWatch(self.gatehouse, self.ledger)
         self.keeper = HoleKeeper(self.gate, self.ledger, clock.monotonic_s)
         self.enforcement = Enforcement(
             self.gate,
@@ -169,6 +173,7 @@ class Guard:
         self._offset_us = clock.offset_us()
         self._on_trial = self.gatehouse.is_on_trial
         self._before_trial: Policy | None = None
+        self._removing: tuple[float, Actor] | None = None
         self._local: dict[Address, bool] = {}
         self._sources: dict[Address, str] = {}
         self._try_again_at_s = 0.0
@@ -225,6 +230,9 @@ class Guard:
         self.ledger.note(
             [lastrun.started(now_us, self._broken_off_at_us, self.policy.digest)], now_us
         )
+        self._keep_policy(now_us)
+        with suppress(LedgerError):
+            self.ledger.enter_acts(now_us)
         if self.rulebook.problem is not None:
             self._note_refused(self.rulebook.problem, now_us)
         self.keeper.expire(now_us)
@@ -320,6 +328,7 @@ class Guard:
             version = self.ledger.data_version()
             if version != self._data_version:
                 self._refresh_directory(clock.now_us())
+                self.ledger.enter_acts(clock.now_us())
                 self._data_version = version
             self.ledger.distrust("")
 
@@ -386,7 +395,7 @@ class Guard:
         record = Record(Event.TAG_FLOODED, now_us, identity=identity, key_id=sender.key_id)
         self.ledger.note([record], now_us)
 
-    def reload(self, *, gate_too: bool = False) -> None:
+    def reload(self, actor: Actor, *, gate_too: bool = False) -> None:
         """Reads the policy anew. One that is not sound changes nothing and raises FileProblem.
 
         `gate_too` puts the gate in force even where it is not wanted yet, and raises FirewallError
@@ -398,23 +407,43 @@ class Guard:
             self.gatehouse.reread(policy, may_close=gate_too)
         except FileProblem as problem:
             self.rulebook.refuse(problem, now_us)
-            self._note_refused(problem, now_us)
+            self._note_refused(problem, now_us, actor)
             raise
         if self.gatehouse.is_on_trial and not self._on_trial:
             self._on_trial, self._before_trial = True, self.policy
-        self._put_in_force(policy, None, gate_too=gate_too)
+        self._put_in_force(policy, None, actor, gate_too=gate_too)
         if gate_too and self.enforcement.gate_in_doubt:
             raise FirewallError("the gate could not be loaded; the record says why")
 
-    def _note_refused(self, problem: FileProblem, now_us: int) -> None:
-        self.ledger.note([Record(Event.POLICY_REFUSED, now_us, reason=str(problem))], now_us)
+    def _note_refused(self, problem: FileProblem, now_us: int, actor: Actor | None = None) -> None:
+        record = Record(Event.POLICY_REFUSED, now_us, reason=str(problem))
+        self.ledger.note(wording.by(actor, [record]), now_us)
 
-    def confirm(self) -> None:
+    def confirm(self, actor: Actor) -> None:
         """The trial is over: what is in force stays."""
+        if self._on_trial:
+            now_us = clock.now_us()
+            self.ledger.note(wording.by(actor, [Record(Event.GATE_CONFIRMED, now_us)]), now_us)
+        self._end_trial()
+
+    def _end_trial(self) -> None:
         self._on_trial, self._before_trial = False, None
         self.gatehouse.confirm()
 
-    def take_back(self) -> None:
+    def removing(self, actor: Actor) -> None:
+        """Somebody is about to take the gate away: if that happens soon, it was they.
+
+        Who cannot do it is not believed, lest somebody in the group spa answer for root.
+        """
+        if actor.uid in {0, os.geteuid()}:
+            self._removing = (clock.monotonic_s() + _SOON_S, actor)
+
+    def _removed_by(self) -> Actor | None:
+        until_s, actor = self._removing or (0.0, None)
+        self._removing = None
+        return actor if clock.monotonic_s() <= until_s else None
+
+    def take_back(self, actor: Actor) -> None:
         """The trial is over and nobody confirmed it: what was before it is in force again.
 
         Where this daemon began during the trial, that is the gate alone; knocks are judged by the
@@ -423,27 +452,36 @@ class Guard:
         with self.faults.tolerate("the gate"):
             before, begun = self._before_trial, marks.waiting(self.config)
             self.gatehouse.take_back()
-            self.confirm()
+            self._end_trial()
             if before is not None:
-                self._put_in_force(before, _NOT_CONFIRMED)
+                self._put_in_force(before, _NOT_CONFIRMED, actor)
             elif begun is not None and begun.before is not None:
                 self.gatehouse.held = begun.before
-                self.enforcement.restore(self.policy, clock.now_us(), _NOT_CONFIRMED)
+                now_us = clock.now_us()
+                self.enforcement.restore(self.policy, now_us, _NOT_CONFIRMED, actor=actor)
                 self._learn_sessions()
 
-    def _put_in_force(self, policy: Policy, why: str | None, *, gate_too: bool = False) -> None:
+    def _put_in_force(
+        self, policy: Policy, why: str | None, actor: Actor, *, gate_too: bool = False
+    ) -> None:
         now_us = clock.now_us()
         self.policy = policy
         self.reception.terms = self._terms()
         self.gatehouse.held = None
         self._carry(self.gatehouse.config.carriers)
         loaded = Record(Event.POLICY_LOADED, now_us, reason=why, detail={"digest": policy.digest})
-        self.ledger.note([loaded], now_us)
+        self.ledger.note(wording.by(actor, [loaded]), now_us)
+        self._keep_policy(now_us)
         with self.faults.tolerate("the gate"):
             if gate_too or self.gatehouse.is_wanted:
-                self.enforcement.apply(policy, now_us)
+                self.enforcement.apply(policy, now_us, actor=actor)
                 self._learn_sessions()
         self._end_disallowed(now_us)
+
+    def _keep_policy(self, now_us: int) -> None:
+        digest, text = self.policy.digest, self.rulebook.text
+        is_text = digest_of(text) == digest  # else the one of before a trial, which is kept already
+        self.ledger.keep_policy(digest, text if is_text else None, now_us)
 
     def ruleset_changed(self) -> None:
         """Somebody touched our table, or flushed the ruleset: the gate, holes and tags go back.
@@ -456,8 +494,8 @@ class Guard:
                 self.enforcement.restore(self.policy, now_us, "somebody changed the ruleset")
                 self._expel_intruders()
                 return
-            self.confirm()
-            self.enforcement.removed(now_us)
+            self._end_trial()
+            self.enforcement.removed(now_us, self._removed_by())
 
     def routes_changed(self) -> None:
         """The outer interfaces, and this host's addresses, may be others now."""
@@ -642,18 +680,18 @@ class Guard:
 
     # Holes
 
-    def end(self, grants: Sequence[Grant], why: str) -> int:
+    def end(self, grants: Sequence[Grant], why: str, actor: Actor) -> int:
         """Ends grants at an operator's wish; how many. Raises FirewallError."""
-        self.keeper.end(grants, why, clock.now_us())
+        self.keeper.end(grants, why, clock.now_us(), actor)
         return len(grants)
 
-    def cut(self, choice: Choice) -> int:
+    def cut(self, choice: Choice, actor: Actor) -> int:
         """Ends connections at an operator's wish, of whatever service; how many there were."""
         now_us = clock.now_us()
         self.connections.ends.hear_beginnings()
         found = dict(sessionlist.chosen(self.connections.ends, choice))
         records = self.severance.cut(found, now_us, "cut by the operator")
-        self.ledger.note(records, now_us)
+        self.ledger.note(wording.by(actor, records), now_us)
         return sum(record.detail.get("count", 0) for record in records)
 
     def _may_cut(self, hole: Hole) -> bool:

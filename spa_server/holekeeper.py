@@ -8,6 +8,7 @@ a flushed ruleset, a failure) to make the kernel equal to the book again.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
+from keys.actor import Actor
 from spa_server.audit import wording
 from spa_server.audit.ledger import Ledger
 from spa_server.audit.record import Event, Record
@@ -93,8 +94,10 @@ class HoleKeeper:
         self.book.add(grants)
         self._in_doubt = True
 
-    def end(self, grants: Sequence[Grant], why: str, now_us: int) -> None:
-        """Ends grants before their time, and records it.
+    def end(
+        self, grants: Sequence[Grant], why: str, now_us: int, actor: Actor | None = None
+    ) -> None:
+        """Ends grants before their time, and records it, with who did it.
 
         Raises FirewallError when the kernel could not be told; it will be, and the record says so.
         """
@@ -109,11 +112,11 @@ class HoleKeeper:
         except Exception as error:
             self._in_doubt = True
             records = [wording.granted(Event.HOLE_FAILED, g, now_us, str(error)) for g in grants]
-            self._ledger.note(records, now_us, ended)
+            self._ledger.note(wording.by(actor, records), now_us, ended)
             raise
         records = [wording.granted(Event.HOLE_CLOSED, grant, now_us, why) for grant in grants]
         records += self.severing.ended(grants, now_us, why)
-        self._ledger.note(records, now_us, ended)
+        self._ledger.note(wording.by(actor, records), now_us, ended)
 
     def expire(self, now_us: int) -> None:
         """Enters what the kernel has closed by itself, and cuts the sessions that end with it."""

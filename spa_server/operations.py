@@ -11,8 +11,9 @@ from spa_server import clock, sessionlist, whois
 from spa_server.activity import activity
 from spa_server.alignment.people import NEARLY_FULL_PERCENT
 from spa_server.alignment.standing import config_is_current
-from spa_server.config import Mode
-from spa_server.control import Handler
+from spa_server.audit import answering
+from spa_server.config import Config, Mode
+from spa_server.control import Handler, Request
 from spa_server.firewall.backstop import Standing
 from spa_server.firewall.elements import LiveHole
 from spa_server.firewall.plan import Observed
@@ -24,8 +25,8 @@ from spa_server.hole import Hole
 def handlers(guard: Guard, after: Callable[[], None]) -> dict[str, Handler]:
     """One handler for each `do`. `after` lets the daemon set its timer anew."""
 
-    def acting(act: Callable[[Guard, dict[str, Any]], dict[str, Any]]) -> Handler:
-        def handle(request: dict[str, Any]) -> dict[str, Any]:
+    def acting(act: Callable[[Guard, Request], dict[str, Any]]) -> Handler:
+        def handle(request: Request) -> dict[str, Any]:
             guard.look_around()
             try:
                 return act(guard, request)
@@ -45,12 +46,18 @@ def handlers(guard: Guard, after: Callable[[], None]) -> dict[str, Handler]:
         "reload": acting(_reload),
         "confirm": acting(_confirm),
         "take-back": acting(_take_back),
+        "removing": acting(_removing),
         "record": acting(_record),
         "reload-keys": acting(lambda _guard, _request: {}),
     }
 
 
-def _status(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
+def readers(config: Config) -> dict[str, Handler]:
+    """Those that only read files: each is called in a thread."""
+    return {"audit": lambda request: answering.answer(config.database, request)}
+
+
+def _status(guard: Guard, _request: Request) -> dict[str, Any]:
     is_loaded = guard.gate.is_loaded()
     counters = guard.gate.counters() if is_loaded else {}
     return {
@@ -120,7 +127,7 @@ def _mode(observed: Observed) -> dict[str, Any]:
     return {"mode": mode.value, "observed": list(map(str, accesses))}
 
 
-def _holes(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
+def _holes(guard: Guard, _request: Request) -> dict[str, Any]:
     live = {found.hole: found for found in guard.gate.live_holes()}
     return {"holes": [_hole(grant, live) for grant in guard.keeper.book]}
 
@@ -145,7 +152,7 @@ def _hole(grant: Grant, live: dict[Hole, LiveHole]) -> dict[str, Any]:
     }
 
 
-def _whois(guard: Guard, request: dict[str, Any]) -> dict[str, Any]:
+def _whois(guard: Guard, request: Request) -> dict[str, Any]:
     return whois.answer(
         request,
         guard.connections,
@@ -155,7 +162,7 @@ def _whois(guard: Guard, request: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _sessions(guard: Guard, request: dict[str, Any]) -> dict[str, Any]:
+def _sessions(guard: Guard, request: Request) -> dict[str, Any]:
     return sessionlist.answer(
         guard.connections.ends,
         sessionlist.Choice(request),
@@ -164,14 +171,14 @@ def _sessions(guard: Guard, request: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _cut(guard: Guard, request: dict[str, Any]) -> dict[str, Any]:
+def _cut(guard: Guard, request: Request) -> dict[str, Any]:
     choice = sessionlist.Choice(request)
     if choice.is_everything and not request.get("all"):
         raise ValueError("say which connections to cut, or all")
-    return {"cut": guard.cut(choice)}
+    return {"cut": guard.cut(choice, request.by)}
 
 
-def _close(guard: Guard, request: dict[str, Any]) -> dict[str, Any]:
+def _close(guard: Guard, request: Request) -> dict[str, Any]:
     wanted = set(request.get("grants", ()))
     identity = request.get("identity")
     grants = guard.keeper.book.where(
@@ -179,25 +186,31 @@ def _close(guard: Guard, request: dict[str, Any]) -> dict[str, Any]:
             bool(request.get("all")) or grant.grant_id in wanted or grant.identity == identity
         )
     )
-    return {"closed": guard.end(grants, "closed by the operator")}
+    return {"closed": guard.end(grants, "closed by the operator", request.by)}
 
 
-def _reload(guard: Guard, request: dict[str, Any]) -> dict[str, Any]:
-    guard.reload(gate_too=bool(request.get("gate")))
+def _reload(guard: Guard, request: Request) -> dict[str, Any]:
+    guard.reload(request.by, gate_too=bool(request.get("gate")))
     return {"roles": len(guard.policy.roles)}
 
 
-def _record(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
+def _record(guard: Guard, _request: Request) -> dict[str, Any]:
     """The last line that this daemon wrote: `audit verify` holds the file against it."""
     head = guard.ledger.head
     return {"event_id": head.event_id, "digest": head.digest.hex()}
 
 
-def _confirm(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
-    guard.confirm()
+def _confirm(guard: Guard, request: Request) -> dict[str, Any]:
+    guard.confirm(request.by)
     return {}
 
 
-def _take_back(guard: Guard, _request: dict[str, Any]) -> dict[str, Any]:
-    guard.take_back()
+def _removing(guard: Guard, request: Request) -> dict[str, Any]:
+    """The gate is about to be taken away: what the kernel tells of that does not say by whom."""
+    guard.removing(request.by)
+    return {}
+
+
+def _take_back(guard: Guard, request: Request) -> dict[str, Any]:
+    guard.take_back(request.by)
     return {"roles": len(guard.policy.roles)}

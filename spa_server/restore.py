@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from keys import privatefile, schema
+from keys.actor import Actor
 from keys.registry import Registry
 from keys.schema import RegistryError
 from keys.when import rfc3339
@@ -156,7 +157,8 @@ def _enter(config: Config, database: Path, manifest: Manifest, now_us: int) -> N
         ledger = Ledger(
             connection, registry.seen, unrecorded=config.unrecorded, boot_id=clock.boot_id()
         )
-        record = Record(Event.RECORDS_LOST, now_us, reason=reason)
+        detail = Actor.here().detail
+        record = Record(Event.RECORDS_LOST, now_us, reason=reason, detail=detail)
         ledger.commit(Batch(records=[record]), now_us)
         connection.execute(
             "update hole_grant set ended_at_us = ?, ended_why = 'restored'"

@@ -4,13 +4,13 @@ A policy that cannot be read, or that fails one of its own tests, is never put i
 that is stays. So that a restart in the meantime locks nobody out, each policy that comes into
 force is kept beside the database, and a daemon that begins with a broken one takes the last good,
 as it was meant when it came into force.
-Each bears the digest of its text, so that the record can say which was in force.
+Each bears the digest of its text, so that the record can say which was in force; the texts of the
+latest are kept in the ledger (spa_server/audit/policytexts.py).
 """
 
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from hashlib import blake2b
 from pathlib import Path
 
 from keys import privatefile, tomlfile
@@ -18,6 +18,7 @@ from keys.owner import as_owner
 from keys.tomlfile import FileProblem
 from keys.trouble import Trouble
 from spa_server import clock
+from spa_server.audit.policytexts import digest_of
 from spa_server.config import Config
 from spa_server.policy.lines import lines_of
 from spa_server.policy.load import parse_policy
@@ -29,12 +30,13 @@ class Rulebook:
     """`roles_of` gives the roles of an identity, for the policy's own tests.
 
     `problem` is why the policy in force is not the one in its file; None while it is. It was first
-    seen at `refused_at_us`.
+    seen at `refused_at_us`. `text` is that of the policy read last.
     """
 
     def __init__(self, config: Config, roles_of: Callable[[str], frozenset[str]]) -> None:
         self.problem: FileProblem | None = None
         self.refused_at_us = 0
+        self.text = ""
         self._config = config
         self._roles_of = roles_of
 
@@ -51,7 +53,8 @@ class Rulebook:
                 text = tomlfile.read_text(self._good)
             if text is None:
                 raise
-            policy = _parse(text, self._good, was_in_force=True)
+            policy = policy_of(text, self._good, was_in_force=True)
+            self.text = text
             self.refuse(problem, clock.now_us())
             return policy
 
@@ -67,9 +70,10 @@ class Rulebook:
         text = tomlfile.read_text(path)
         if text is None:
             raise FileProblem(path, "", "no such file or directory")
-        policy = _parse(text, path)
+        policy = policy_of(text, path)
         check_tests(policy, path, self._config.shared_sources, self._roles_of)
         self.problem = None
+        self.text = text
         self._keep(text)
         return policy
 
@@ -79,7 +83,11 @@ class Rulebook:
             privatefile.write(self._good, text.encode(), overwrite=True)
 
 
-def _parse(text: str, path: Path, *, was_in_force: bool = False) -> Policy:
+def policy_of(text: str, path: Path, *, was_in_force: bool = False) -> Policy:
+    """The policy of a text with its digest; `path` is for the message. Raises FileProblem.
+
+    One that was in force is read as it was meant then.
+    """
     values, lines = tomlfile.parse(text, path), lines_of(text)
     policy = parse_policy(values, path, lines, was_in_force=was_in_force)
-    return replace(policy, digest=blake2b(text.encode(), digest_size=32).hexdigest())
+    return replace(policy, digest=digest_of(text))

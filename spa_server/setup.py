@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from keys import schema, serverkey
 from keys.invite import WrittenHost, server_here
@@ -48,6 +48,20 @@ _REST: Final = """\
 # max_keys = 150000             # keys and invites that are heard at most
 # mode = "enforce"              # or "observe": let in and record what would be denied
 # observe = []                  # services that are observed while all others are enforced
+# metrics = "127.0.0.1:9062"    # left out: no metrics
+# metrics_beyond_loopback = false
+# outputs = ["journald"]        # or "syslog:unix:///dev/log"; left out: the journal, under systemd
+# retention_days = 400          # how long the record is kept; 0: for good
+# retention_mb = 1024           # and how large it may grow; 0: without limit
+# when_disk_full = "deny"       # or "serve": grant, and keep in memory what cannot be recorded
+
+# [anomalies]                   # what is out of the ordinary is recorded; docs/anomalies.md
+# watch = true
+# threshold = 0.5               # from which score on, between 0 and 1
+# learning_days = 5             # on how many days a key is heard before it is judged by its habits
+# trusted = []                  # networks whose scans are meant
+# hook = "/usr/local/bin/tell"  # a program that is given each anomaly; left out: none
+# hook_timeout = "10s"
 """
 _POLICY: Final = """\
 # Who may reach what: roles are given to people with `spa-keys grant`; see spa-policy(5).
@@ -66,29 +80,40 @@ max_lifetime = "8h"
 """
 
 
-def initialise(config_path: Path | None, host: WrittenHost | None = None) -> Iterator[str]:
-    """Makes what is missing, and says what it made, a line each.
+class Made(NamedTuple):
+    """A file that was made, and what it is."""
+
+    path: Path
+    what: str = ""
+
+    def __str__(self) -> str:
+        """In words."""
+        return f"made {self.path}: {self.what}" if self.what else f"made {self.path}"
+
+
+def initialise(config_path: Path | None, host: WrittenHost | None = None) -> Iterator[Made]:
+    """Makes what is missing, and says what it made.
 
     `host` is where clients knock, if a new configuration is to name it.
     """
     path = config_path or CONFIG_PATH
     head = _USUAL if path == CONFIG_PATH else _ELSEWHERE
     if _write_new(path, head + _REST.format(host=_host_line(host))):
-        yield f"made {path}"
+        yield Made(path)
     config = load_config(path)
     if _write_new(config.policy, _POLICY):
-        yield f"made {config.policy}: the role admin may reach ssh"
+        yield Made(config.policy, "the role admin may reach ssh")
     if not os.path.lexists(config.key):
         Mark(config.key).path.unlink(missing_ok=True)  # of a key that is no more
         serverkey.save(serverkey.generate(), config.key)
         _give_to_daemon(config.key)
         Mark(config.key).write()
-        yield f"made {config.key}: the server's private key"
+        yield Made(config.key, "the server's private key")
     if not os.path.lexists(config.database):
         make_directory(config.database.parent)
         _give_to_daemon(config.database.parent)
         Registry(schema.connect(config.database)).close()
-        yield f"made {config.database}: the registry and the record"
+        yield Made(config.database, "the registry and the record")
 
 
 def server_line(config_path: Path | None, host: WrittenHost | None) -> ServerLine:

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import pytest
 
 from keys import serverkey
+from keys.actor import Actor
 from keys.identity import Identity
 from keys.registry import Registry
 from keys.tomlfile import FileProblem
@@ -43,6 +44,7 @@ from spa_server.sessions import Session
 from tests.test_reception import Kernel
 from tests.world import CLIENT, HOST, NOW_US, SECOND, SSH, World, knock_at
 
+OPERATOR = Actor("root", 0)
 SERVER = """\
 policy = "policy.toml"
 key = "server.key"
@@ -481,13 +483,13 @@ def test_a_policy_on_trial_gives_nothing_once_it_was_taken_back(
     host: Host, alice: Identity
 ) -> None:
     host.policy.write_text(NARROWER)
-    host.guard.reload()
+    host.guard.reload(OPERATOR)
     host.on_trial(before=None)
     host.policy.write_text(POLICY)
-    host.guard.reload()
+    host.guard.reload(OPERATOR)
     assert host.hear(host.knock(alice, SSH, POSTGRES)) == [Status.GRANTED]
     assert len(host.table.holes) == 2
-    host.guard.take_back()
+    host.guard.take_back(OPERATOR)
     assert [hole.port for hole in host.table.holes] == [5432]
     assert host.hear(host.knock(alice)) == [Status.REFUSED]
 
@@ -500,13 +502,13 @@ def test_a_host_that_a_trial_has_closed_is_as_open_again_as_it_was(
     host.on_trial(before=None)
     path = host.config.path
     path.write_text('mode = "observe"\n' + SERVER)
-    host.guard.reload(gate_too=True)
-    host.guard.confirm()
+    host.guard.reload(OPERATOR, gate_too=True)
+    host.guard.confirm(OPERATOR)
     assert host.table.plan.observed.everything
     path.write_text(SERVER)
-    host.guard.reload(gate_too=True)
+    host.guard.reload(OPERATOR, gate_too=True)
     assert not host.table.plan.observed.everything
-    host.guard.take_back()
+    host.guard.take_back(OPERATOR)
     assert host.table.plan.observed.everything
 
 
@@ -516,7 +518,7 @@ def test_a_daemon_that_began_during_a_trial_goes_back_to_the_gate_before_it(
     host.on_trial(before="the gate as nft listed it")
     host.begin()
     host.table.done.clear()
-    host.guard.take_back()
+    host.guard.take_back(OPERATOR)
     assert host.table.restored == "the gate as nft listed it"
     assert host.table.order == ["the gate as it was", "tags"]
     assert len(host.tags_of(alice)) == 6
@@ -534,7 +536,7 @@ def test_with_a_policy_that_is_not_sound_at_the_start_the_last_good_one_counts(
 def test_a_narrower_policy_ends_what_it_would_not_give(host: Host, alice: Identity) -> None:
     host.hear(host.knock(alice, SSH, POSTGRES))
     host.policy.write_text(NARROWER)
-    host.guard.reload()
+    host.guard.reload(OPERATOR)
     assert [hole.port for hole in host.table.holes] == [5432]
     assert host.recorded("hole.closed") == ["the policy or the roles no longer allow it"]
     assert host.hear(host.knock(alice, SSH)) == [Status.REFUSED]
@@ -545,7 +547,7 @@ def test_what_is_no_longer_always_open_is_closed_by_the_reload(host: Host, alice
     opened = POLICY + '[[always_open]]\nservices = ["ssh"]\nfrom = "anywhere"\n'
     for text, count in ((opened, 2), (POLICY, 0)):
         host.policy.write_text(text)
-        host.guard.reload()
+        host.guard.reload(OPERATOR)
         assert len(host.table.plan.always_open) == count
     assert len(host.recorded("policy.loaded")) == 2
 
@@ -554,7 +556,7 @@ def test_a_policy_that_is_not_sound_changes_nothing(host: Host, alice: Identity)
     host.hear(host.knock(alice))
     host.policy.write_text("[roles")
     with pytest.raises(FileProblem):
-        host.guard.reload()
+        host.guard.reload(OPERATOR)
     assert list(host.table.holes) == [HER_HOLE]
     assert host.hear(host.knock(alice)) == [Status.GRANTED]
     assert len(host.recorded("policy.refused")) == 1
@@ -566,7 +568,7 @@ def test_who_asks_for_more_than_the_limit_does_not_get_it(
 ) -> None:
     """Neither one knock after the other, nor in one batch with others', nor with another key."""
     host.policy.write_text(POLICY + "[limits]\nmax_open = 1\n")
-    host.guard.reload()
+    host.guard.reload(OPERATOR)
     her_other = host.person("alice")
     knocks = [host.knock(alice), host.knock(her_other, POSTGRES)]
     answers = host.hear(*knocks) if at_once else [host.hear(each)[0] for each in knocks]
@@ -576,7 +578,7 @@ def test_who_asks_for_more_than_the_limit_does_not_get_it(
 
 def test_who_knocks_too_often_is_refused(host: Host, alice: Identity) -> None:
     host.policy.write_text(POLICY + "[limits]\nknocks_per_minute = 2\n")
-    host.guard.reload()
+    host.guard.reload(OPERATOR)
     answers = host.hear(*(host.knock(alice) for _ in range(3)))
     assert answers == [Status.GRANTED, Status.GRANTED, Status.REFUSED]
     host.clock.passes(61)
@@ -769,7 +771,7 @@ def test_a_gate_that_cannot_be_put_in_force_is_said_to_who_wanted_it(
     assert host.tags_of(alice)
     host.table.applies = False
     with pytest.raises(FirewallError):
-        host.guard.reload(gate_too=True)
+        host.guard.reload(OPERATOR, gate_too=True)
 
 
 def test_without_a_gate_nothing_is_granted(host: Host, alice: Identity) -> None:

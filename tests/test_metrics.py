@@ -361,10 +361,10 @@ def configured(tmp_path: Path, text: str) -> Config:
 
 def test_metrics_and_outputs_are_off_unless_they_are_set(tmp_path: Path) -> None:
     config = configured(tmp_path, "")
-    assert (config.metrics, config.outputs) == (None, ())
+    assert (config.metrics, config.outputs) == (None, None)
     config = configured(tmp_path, 'metrics = "[::1]:9062"\noutputs = ["journald"]\n')
     assert str(config.metrics) == "[::1]:9062"
-    assert [output.name for output in config.outputs] == ["journald"]
+    assert [output.name for output in config.outputs or ()] == ["journald"]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
 """Setting a host up: what `spa-server init` makes, and what it leaves alone."""
 
+import json
 import os
 import pwd
+import re
 import socket
 import stat
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,7 @@ from keys import serverkey
 from keys.invite import WrittenHost, server_here
 from spa_protocol.keytext import Endpoint, ServerLine
 from spa_server import cli, setup
+from spa_server import config as config_module
 from spa_server.config import load_config
 from spa_server.policy.load import load_policy
 from spa_server.setup import initialise, server_line
@@ -133,3 +138,37 @@ def test_a_key_that_was_made_before_is_kept(tmp_path: Path) -> None:
     serverkey.save(mine, tmp_path / "server.key")
     list(initialise(tmp_path / "server.toml"))
     assert serverkey.load(tmp_path / "server.key") == mine
+
+
+def test_the_configuration_that_is_made_names_every_key_and_its_default(tmp_path: Path) -> None:
+    """Whoever takes a comment's sign away has what was in force before, but for examples."""
+    path = tmp_path / "server.toml"
+    list(initialise(path))
+    text = re.sub(r"(?m)^# (?=\w+ = |\[)", "", path.read_text())
+    keys = tomllib.loads(text)
+    assert set(keys) == set(config_module._ServerFile.__struct_fields__)
+    assert set(keys["anomalies"]) == set(config_module._AnomaliesTable.__struct_fields__)
+    usual = load_config(path)
+    path.write_text(text)
+    shown = load_config(path)
+    assert shown.anomalies.hook is not None
+    assert shown.metrics is not None
+    examples = {
+        "outer": usual.outer,
+        "outputs": usual.outputs,
+        "metrics": usual.metrics,
+        "anomalies": replace(shown.anomalies, hook=None),
+    }
+    assert replace(shown, **examples) == usual
+
+
+def test_other_programs_get_the_line_and_what_was_made(tmp_path: Path) -> None:
+    path = tmp_path / "server.toml"
+    done = init(path, "--host", "db1", "--json")
+    assert (done.exit_code, done.stderr) == (0, "")
+    told = json.loads(done.stdout)
+    assert told["server"] == init(path, "--host", "db1").stdout.strip()
+    assert sorted(told["made"]) == sorted(
+        str(tmp_path / name) for name in ("server.toml", "policy.toml", "server.key", "spa.db")
+    )
+    assert json.loads(init(path, "--host", "db1", "--json").stdout)["made"] == []

@@ -1886,3 +1886,17 @@ class TestText:
 
     def test_the_console_names_what_it_offers(self) -> None:
         assert all(hasattr(console, name) for name in console.__all__)
+
+
+def test_other_programs_are_told_what_was_enrolled(host: Host) -> None:
+    first = host.run("generate", "first", "--no-passphrase").out.strip()
+    second = host.run("generate", "second", "--no-passphrase").out.strip()
+    ended = host.run("enroll", "alice", "--key", first, "--json", "--expires", "2099-01-31T00:00Z")
+    [row] = json.loads(ended.out)
+    assert (row["identity"], row["roles"], row["ends"]) == ("alice", [], {})
+    assert row["expires_at"].startswith("2099-01-31T00:00:00")
+    again = host.run("enroll", "alice", "--key", second, "--replaces", row["key"][:8], "--json")
+    [new] = json.loads(again.out)
+    assert list(new["ends"]) == [row["key"]]
+    assert new["key"] != row["key"]
+    assert new["expires_at"] is None

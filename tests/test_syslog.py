@@ -1,8 +1,10 @@
 """Live outputs: what is sent can be parsed by others, is escaped, and holds nobody up."""
 
 import json
+import os
 import re
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from spa_server.audit import journal, lines, syslog
 from spa_server.audit.denials import Denials
 from spa_server.audit.ledger import Ledger
-from spa_server.audit.outputs import TELL_EVERY_US, Output, Outputs, OutputSpec
+from spa_server.audit.outputs import TELL_EVERY_US, Output, Outputs, OutputSpec, usual
 from spa_server.audit.record import Event, Record
 from spa_server.audit.syslog import ID, parse_address
 from tests.test_ledger import Book, big
@@ -351,3 +353,18 @@ def test_the_ledger_tells_of_each_line_once_with_its_number(tmp_path: Path) -> N
     assert [line for line in told if not line[0]] == [(0, "connection.denied")]
     denials.close(NOW_US)
     book.connection.close()
+
+
+def test_the_journal_is_the_usual_output_where_it_is_this_programs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """JOURNAL_STREAM is inherited: by what is started from a unit, but writes elsewhere."""
+    with (tmp_path / "journal").open("w") as stream, (tmp_path / "log").open("w") as other:
+        status = os.fstat(stream.fileno())
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+        assert usual() == ()
+        monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+        assert usual() == (OutputSpec("journald"),)
+        monkeypatch.setattr(sys, "stderr", other)
+        assert usual() == ()

@@ -152,6 +152,8 @@ def test_backup_while_it_runs_and_restore_on_a_host_that_lost_everything(
     server.type("spa-keys invite carol --role admin; spa-server backup /root/db1.spa-backup")
     assert server.type("stat -c '%a %U' /root/db1.spa-backup").stdout == "600 root\n"
     assert "stop it first" in server.type("spa-server restore f --yes", check=False).stderr
+    told = server.type("journalctl --boot -u spa-server --output cat").stdout.splitlines()
+    assert told.count("daemon.started") == 1  # the record is in the journal, a line once
     server.type("systemctl stop spa-server; rm -r /etc/spa /var/lib/spa/*")
     server.type("spa-server restore /root/db1.spa-backup --yes")
     owners = "stat -c %U /var/lib/spa/spa.db /etc/spa/server.key /etc/spa/policy.toml"
@@ -215,6 +217,8 @@ _READING = (
     "spa-server inspect /tmp/empty.pcap",
     "spa-server explain nobody tcp/22 --from 10.0.0.1",
     "spa-server policy show",
+    "spa-server policy history",
+    "spa-server policy diff --since 0s",
     "spa-server policy suggest",
     "spa-server report --json > /dev/null",
     "spa-server whois 10.0.0.1:1",
@@ -233,16 +237,18 @@ def test_every_command_serves_root_and_says_to_others_what_they_may_not(guarded:
     """As root, as the daemon's user, as a member of its group, and as anybody: no traceback, and
     where it fails one line that says what to do."""
     server = guarded.server
-    server.type("useradd --create-home --groups spa operator; useradd --create-home anybody")
+    server.type("useradd --create-home --groups spa member && useradd --create-home anybody")
     server.type("mkdir -p /home/spa && chown spa /home/spa")
     server.type(f"{_EMPTY_PCAP} > /tmp/empty.pcap")
-    for user in ("root", "spa", "operator", "anybody"):
+    for user in ("root", "spa", "member", "anybody"):
         for line in _READING:
             done = server.type(line, user=user, check=False)
             told = f"{user}: {line}: {done.returncode}: {done.stdout}{done.stderr}"
             assert "Traceback" not in told, told
             assert "unexpected" not in told, told
             assert "chown" not in told, told
+            if user == "member" and line == "spa-server audit":
+                assert done.returncode == 0, told  # through the daemon
             if user == "root" or (user == "spa" and line not in _NEEDS_ROOT):
                 assert done.returncode in (0, 1), told
             if done.returncode == 4:

@@ -272,6 +272,7 @@ FIRST_USE: Final = (
         answers=_PASSPHRASE,
     ),
     Step(_ROOT, "spa-server holes", "alice"),
+    Step(_ROOT, "spa-server sessions", "IDENTITY"),
     Step(_ROOT, "spa-server audit --since 2h", "hole.opened"),
     Step(
         _ROOT,
@@ -290,11 +291,17 @@ FIRST_USE: Final = (
         _ROOT, "/opt/spaknock/bin/pip install '.[server,report]'", "installed.* pygal", at=CHECKOUT
     ),
     Step(_ROOT, "spa-server report --html report.html", "Access report: db1"),
+    Step(
+        _ROOT,
+        "usermod -aG spa carol",
+        after=lambda walk: walk.root("useradd --create-home carol"),
+    ),
 )
 POLICY: Final = (
     Step(_ROOT, "spa-server policy show", "ssh", after=_write_policy),
     Step(_ROOT, "spa-server policy test new.toml", "1 passed"),
     Step(_ROOT, "spa-server policy diff - new.toml", "gains", status=1),
+    Step(_ROOT, "spa-server policy diff --since 7d", "does not say which policy", status=1),
     Step(_ROOT, "spa-server policy suggest", "the record", status=1),
     Step(_ROOT, "spa-server reload", "The policy is in force"),
 )

@@ -14,6 +14,12 @@ _COLUMNS: Final = (
 )
 _OF_DENIALS: Final = _COLUMNS.replace("rule, grant_id", "null, null")
 
+_KNOWN_BY: Final = (
+    "select 1 from event where identity = ? limit 1",
+    "select 1 from identity where name = ? limit 1",
+    "select 1 from invite where identity = ? limit 1",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Filter:
@@ -52,16 +58,26 @@ def ask(
     limit: int,
     after_id: int = 0,
     denials: sqlite3.Connection | None = None,
+    after_denial: int = 0,
 ) -> list[dict[str, Any]]:
     """The latest lines that fit, oldest first, after the line of this id. Raises sqlite3.Error.
 
-    Those of `denials`, which are numbered by themselves, stand among them by their time.
+    Those of `denials`, which are numbered by themselves, stand among them by their time; of them,
+    those after `after_denial`.
     """
     rows = _rows(connection, f"{_COLUMNS} from event", wanted, limit, after_id)
     if denials is not None:
-        apart = _rows(denials, f"{_OF_DENIALS} from denial", wanted, limit, 0)
+        apart = _rows(denials, f"{_OF_DENIALS} from denial", wanted, limit, after_denial)
         rows = list(heapq.merge(rows, apart, key=lambda row: int(row[1])))[-limit:]
     return [_line(row) for row in rows]
+
+
+def is_known(record: sqlite3.Connection, identity: str) -> bool:
+    """Somebody who is in the registry may have no lines yet; who left it may still have some.
+
+    Raises sqlite3.Error.
+    """
+    return any(record.execute(asked, [identity]).fetchone() for asked in _KNOWN_BY)
 
 
 def _rows(

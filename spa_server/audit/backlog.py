@@ -41,7 +41,10 @@ _TRUE_ONLY_IF_COMMITTED: Final = {
 
 @dataclass(slots=True)
 class Batch:
-    """What one commit makes true. `flushed`: even a crash of the kernel must not lose it."""
+    """What one commit makes true. `flushed`: even a crash of the kernel must not lose it.
+
+    `acts_until`: the rows of `operator_act` up to there are among the records, and are done with.
+    """
 
     burned: list[Burn] = field(default_factory=list)
     grants: list[Grant] = field(default_factory=list)
@@ -49,11 +52,13 @@ class Batch:
     records: list[Record] = field(default_factory=list)
     seen: list[tuple[str, int]] = field(default_factory=list)
     flushed: bool = False
+    acts_until: int = 0
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to commit."""
-        return not (self.burned or self.grants or self.ended or self.records or self.seen)
+        lists = (self.burned, self.grants, self.ended, self.records, self.seen)
+        return not (any(lists) or self.acts_until)
 
 
 def to_stderr(text: str) -> None:
@@ -127,6 +132,7 @@ class Backlog:
         else:
             true = [each for each in batch.records if each.event not in _TRUE_ONLY_IF_COMMITTED]
         self._waiting.records += true[:room]
+        self._waiting.acts_until = max(self._waiting.acts_until, batch.acts_until)
         self._lost += len(true[room:])
         self._begin(why, now_us, serves=serves)
         return serves
@@ -150,6 +156,7 @@ class Backlog:
             records=records,
             seen=waiting.seen + batch.seen,
             flushed=waiting.flushed or batch.flushed,
+            acts_until=max(waiting.acts_until, batch.acts_until),
         )
 
     def _late(self, now_us: int) -> list[Record]:

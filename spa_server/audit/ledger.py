@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from keys import schema
-from spa_server.audit import chain, grantrows, tables
+from spa_server.audit import acts, chain, grantrows, policytexts, tables
 from spa_server.audit.backlog import Backlog, Batch, to_stderr
 from spa_server.audit.chain import Head
 from spa_server.audit.denials import Denials
@@ -148,6 +148,20 @@ class Ledger:
         with suppress(LedgerError):
             self.commit(Batch(records=list(records), ended=list(ended)), now_us)
 
+    def enter_acts(self, now_us: int) -> None:
+        """Enters what operators did beside the daemon, each once. Raises LedgerError."""
+        if self.is_behind:
+            return  # it is among what waits, or comes when that is written
+        with _ledger_errors():
+            last, records = acts.unread(self._connection)
+        if last:
+            self.commit(Batch(records=records, acts_until=last), now_us)
+
+    def keep_policy(self, digest: str, text: str | None, now_us: int) -> None:
+        """Keeps the text of a policy that comes into force; where it cannot, it is not kept."""
+        with suppress(LedgerError), self.writing() as connection:
+            policytexts.keep(connection, digest, text, now_us)
+
     def _kept(self, records: list[Record], denials: Denials, now_us: int) -> list[Record]:
         """What belongs into the chain; the rest goes to the denials."""
         apart: list[Record] = []
@@ -250,6 +264,8 @@ class Ledger:
             [(now_us, why, grant.grant_id) for grant, why in batch.ended],
         )
         self._note_seen(batch.seen)
+        if batch.acts_until:
+            self._connection.execute("delete from operator_act where id <= ?", (batch.acts_until,))
         rows, head = chain.link(self._head, batch.records)
         execute_many(tables.INSERT_EVENT, rows)
         return head

@@ -74,6 +74,7 @@ def sentence_of(record: Record) -> str:
     ends = record.source or ""
     if record.source and record.target:
         ends = f"{record.source} -> {record.target}"
+    actor = record.detail.get("actor")
     count = record.detail.get("further") or record.detail.get("count")
     parts = [
         record.event.value,
@@ -81,6 +82,7 @@ def sentence_of(record: Record) -> str:
         f"{ends} {record.access or ''}".strip(),
         record.reason or "",
         f"{count} of them" if count else "",
+        f"by {actor}" if actor else "",
     ]
     return _safe("; ".join(part for part in parts if part))
 

@@ -6,6 +6,7 @@ record itself is what counts; this is a copy of it for other programs.
 """
 
 import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,16 @@ class OutputSpec:
                 ' "syslog:unix:///dev/log"'
             )
         return cls("syslog", syslog.parse_address(where))
+
+
+def usual() -> tuple[OutputSpec, ...]:
+    """The journal, where it is that of this program: where systemd has connected stderr to it.
+
+    systemd.exec(5), JOURNAL_STREAM; a program that was started from such a one may have it too.
+    """
+    status = os.fstat(sys.stderr.fileno())
+    is_journal = os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+    return (OutputSpec("journald"),) if is_journal else ()
 
 
 class Output:
@@ -156,10 +167,14 @@ def _distinct(specs: Sequence[OutputSpec]) -> Iterator[OutputSpec]:
 
 
 class Outputs:
-    """All outputs of a daemon. Nothing here waits or raises, but for `close`."""
+    """All outputs of a daemon. Nothing here waits or raises, but for `close`.
+
+    `reach_the_journal`: what is recorded need not be said on stderr for it.
+    """
 
     def __init__(self, specs: Sequence[OutputSpec]) -> None:
         self._outputs = [Output(spec.name, spec.make()) for spec in _distinct(specs)]
+        self.reach_the_journal = any(spec.address is None or spec.is_the_journals for spec in specs)
         self._told = [0] * len(self._outputs)
         self._told_at_us = 0
 

@@ -32,6 +32,7 @@ class Event(StrEnum):
     POLICY_LOADED = "policy.loaded"
     POLICY_REFUSED = "policy.refused"
     GATE_APPLIED = "gate.applied"
+    GATE_CONFIRMED = "gate.confirmed"
     GATE_REMOVED = "gate.removed"
     GATE_RESTORED = "gate.restored"
     GATE_FAILED = "gate.failed"
@@ -50,6 +51,8 @@ class Event(StrEnum):
     RECORDS_FOREIGN = "records.foreign"
     DISK_FULL = "disk.full"
     DISK_FREE = "disk.free"
+    KEY_ADOPTED = "server-key.adopted"
+    BACKUP_MADE = "backup.made"
     DAEMON_STARTED = "daemon.started"
     DAEMON_STOPPED = "daemon.stopped"
 

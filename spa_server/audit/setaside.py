@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from keys import schema
+from keys.actor import Actor
 from keys.registry import Registry
 from spa_server import clock
 from spa_server.audit import aside
@@ -61,7 +62,9 @@ def set_aside(config: Config, now_us: int, why: str) -> Path:
         boot_id = clock.boot_id()
         ledger = Ledger(connection, registry.seen, unrecorded=config.unrecorded, boot_id=boot_id)
         reason = f"the database was set aside as {damaged.name}: {why}"
-        ledger.commit(Batch(records=[Record(Event.RECORDS_LOST, now_us, reason=reason)]), now_us)
+        detail = Actor.here().detail
+        record = Record(Event.RECORDS_LOST, now_us, reason=reason, detail=detail)
+        ledger.commit(Batch(records=[record]), now_us)
     return damaged
 
 

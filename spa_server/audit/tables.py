@@ -6,6 +6,9 @@
     signer        the public keys of the two, by their names
     hole_grant    who was granted which access, and how it ended
     burned, burned_floor    what the replay window must not forget
+    operator_act    what operators did beside the daemon, until it has entered it (acts.py)
+    drift_told      what did not fit at the last look, which the record has said (driftwatch.py)
+    policy_text     the policies that were in force, by digest (policytexts.py)
     reserve       room that is kept for the ledger; empty but for a moment (reserve.py)
 
 A change to these tables is a new migration, never an edit of an old one. docs/record.md describes
@@ -95,6 +98,25 @@ def chain_the_record(db: sqlite_utils.Database) -> None:
         alter table chained rename to event;
         create index event_at on event (at_us);
         pragma user_version = {VERSION};
+    """)
+
+
+@migrations()
+def name_who_acts(db: sqlite_utils.Database) -> None:
+    """Version 0.3: who did what to the host, which policies were in force, and what the record
+    has said of drift."""
+    db.executescript("""
+        create table operator_act (
+            id integer primary key autoincrement, at_us integer not null, event text not null,
+            reason text, detail text not null
+        ) strict;
+        create table policy_text (
+            digest text primary key, at_us integer not null, text text not null
+        ) strict;
+        create table drift_told (
+            name text not null, subject text not null, what text not null, advice text not null,
+            primary key (name, subject)
+        ) strict;
     """)
 
 

@@ -1,10 +1,11 @@
 """Records of what the daemon did: each leads back to hole, knock, key, person and rule."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 
+from keys.actor import Actor
 from spa_protocol.access import Access
 from spa_protocol.knock import AuthenticKnock, Close, Join, Request
 from spa_protocol.layout import Address, text_of
@@ -197,3 +198,13 @@ def severed(count: int, grants: Sequence[Grant], now_us: int, reason: str | None
     last = granted(Event.CONNECTION_SEVERED, grants[-1], now_us, reason)
     people = ", ".join(sorted({grant.identity for grant in grants}))
     return msgspec.structs.replace(last, identity=people, detail={"count": count})
+
+
+def by(actor: Actor | None, records: Iterable[Record]) -> list[Record]:
+    """The same lines, with who did it; None: nobody did."""
+    if actor is None:
+        return list(records)
+    return [
+        msgspec.structs.replace(record, detail={**record.detail, **actor.detail})
+        for record in records
+    ]

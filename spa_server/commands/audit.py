@@ -1,18 +1,23 @@
 """`spa-server audit`: the record, asked; its other commands are added to it."""
 
 import json
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
-from itertools import chain
-from typing import Any
+from dataclasses import asdict
+from typing import Any, Final
 
 import click
 
 from keys import schema
 from keys.console import note, print_json, say
 from spa_server.commands import audit_export, audit_setaside, audit_verify
-from spa_server.commands.common import explained, json_option
-from spa_server.commands.filters import filter_options, wanted
+from spa_server.commands.common import ask, explained, json_option
+from spa_server.commands.filters import filter_options, must_ask, unknown, wanted
 from spa_server.config import Config, load_config
+
+_ASK_EVERY_S: Final = 1.0
+_AT_ONCE: Final = 1000  # what the daemon gives (audit/answering.py)
 
 
 @click.group(invoke_without_command=True)
@@ -46,6 +51,9 @@ def audit(
       spa-server audit --event hole --json
       spa-server audit --denied --follow
       spa-server audit verify                 has anybody changed it?
+
+    Members of the group spa cannot read the files: they ask the daemon, which gives the latest
+    1,000 lines at most.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -54,7 +62,7 @@ def audit(
     if follow:
         _follow(config, chosen, limit, as_json=as_json)
         return
-    lines = _ask(config, chosen, limit + 1)
+    lines = _latest(config, chosen, limit + 1)
     shown = lines[-limit:]
     if as_json:
         print_json(shown)
@@ -74,21 +82,52 @@ def _say(line: dict[str, Any]) -> None:
     say(f"{line['at'][:19]}Z  {line['event']:<21} {'; '.join(asking.sentences(line))}")
 
 
+def _latest(config: Config, chosen: Any, limit: int) -> list[dict[str, Any]]:
+    if not must_ask(config):
+        return _ask(config, chosen, limit)
+    if limit > _AT_ONCE:
+        note(f"The daemon gives the latest {_AT_ONCE} lines at most; narrow it down, or use sudo.")
+    return _told(config, chosen, limit)[0]
+
+
+def _told(
+    config: Config, chosen: Any, limit: int, after: Sequence[int] = (0, 0)
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """What the daemon tells who may not read its files, and how far that goes."""
+    answer = ask(config, do="audit", wanted=asdict(chosen), limit=limit, after=list(after))
+    if not answer["is_known"]:
+        raise unknown(chosen.identity)
+    return answer["lines"], answer["heads"]
+
+
 def _follow(config: Config, chosen: Any, limit: int, *, as_json: bool) -> None:
     """The latest lines, and then each that is written; as JSON, one to a line."""
-    from spa_server.audit import denials
-    from spa_server.audit.following import follow
-
     with explained(config.database), suppress(KeyboardInterrupt):
-        coming = follow(config.database, denials.beside(config.database), chosen)
-        latest = _ask(config, chosen, limit)
-        known = {(line["id"], line["at"]) for line in latest}
-        new = (line for line in coming if (line["id"], line["at"]) not in known)
-        for line in chain(latest, new):
+        lines = _asked_again(config, chosen, limit) if must_ask(config) else None
+        for line in lines or _read_on(config, chosen, limit):
             if as_json:
                 click.echo(json.dumps(line))
             else:
                 _say(line)
+
+
+def _read_on(config: Config, chosen: Any, limit: int) -> Iterator[dict[str, Any]]:
+    from spa_server.audit import denials
+    from spa_server.audit.following import follow
+
+    coming = follow(config.database, denials.beside(config.database), chosen)
+    latest = _ask(config, chosen, limit)
+    known = {(line["id"], line["at"]) for line in latest}
+    yield from latest
+    yield from (line for line in coming if (line["id"], line["at"]) not in known)
+
+
+def _asked_again(config: Config, chosen: Any, limit: int) -> Iterator[dict[str, Any]]:
+    lines, heads = _told(config, chosen, limit)
+    while True:
+        yield from lines
+        time.sleep(_ASK_EVERY_S)
+        lines, heads = _told(config, chosen, _AT_ONCE, heads)
 
 
 def _ask(config: Config, chosen: Any, limit: int) -> list[dict[str, Any]]:

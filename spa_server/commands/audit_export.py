@@ -11,6 +11,7 @@ import click
 
 from keys import privatefile, schema
 from keys.console import Trouble, note
+from keys.progress import underway
 from spa_server.commands.common import PATH, explained
 from spa_server.commands.filters import MOMENT, filter_options, wanted
 from spa_server.config import load_config
@@ -50,18 +51,11 @@ def export(
       spa-server audit export --format ocsf --identity alice | curl --data-binary @- ...
     """
     from spa_server.audit import denials
-    from spa_server.audit.export import Format, Line, lines, written
+    from spa_server.audit.export import Format, lines, written
 
     config = load_config(path)
     chosen = wanted(config, **asked)
-    read = kept = 0
-
-    def counted(found: Iterator[Line]) -> Iterator[Line]:
-        nonlocal read
-        for line in found:
-            read += 1
-            yield line
-
+    kept = 0
     apart = denials.beside(config.database)
     with ExitStack() as stack:
         stack.enter_context(explained(config.database))
@@ -70,11 +64,15 @@ def export(
         if apart.exists():
             stack.enter_context(explained(apart))
             beside = stack.enter_context(closing(schema.connect(apart, read_only=True)))
-        found = counted(lines(record, chosen, until_us=until, denials=beside))
+        found = lines(record, chosen, until_us=until, denials=beside)
         file = stack.enter_context(_output(out))
-        for text in written(Format(form), found):
+        # Not between the lines, where these go to the same terminal.
+        shows = out is not None or not sys.stdout.isatty()
+        progress = stack.enter_context(underway("lines read", shows=shows))
+        for text in written(Format(form), progress.counted(found)):
             file.write(text)
             kept += 1
+    read = progress.count
     kept -= int(form == "csv")
     if out is not None or kept != read:
         left_out = f"; {read - kept} left out, which are of no such class" if kept != read else ""

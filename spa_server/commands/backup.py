@@ -32,6 +32,8 @@ def backup(path: Path | None, file: Path, force: bool) -> None:
     configuration, policy and the server's key: FILE is as secret as that, and has mode 0600.
     """
     from spa_server import backup as backups
+    from spa_server.audit import acts
+    from spa_server.audit.record import Event
 
     config = load_config(path)
     if not force and (file.exists() or file.is_symlink()):
@@ -40,6 +42,7 @@ def backup(path: Path | None, file: Path, force: bool) -> None:
         raise Trouble(f"{file} is no file", "name one that may be replaced")
     with explained(config.database):
         names = backups.make(config, file, overwrite=force)
+    acts.leave(config, Event.BACKUP_MADE, str(file.absolute()))
     note(f"{file}: {', '.join(names)}. It holds the server's key: keep it where nobody reads it.")
 
 

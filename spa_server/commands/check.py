@@ -1,12 +1,13 @@
 """`spa-server check`: does what is configured, enrolled, in force and running fit together?"""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from keys.completion import offering
 from keys.console import ExitCode, Parsed, print_json, say
 from spa_protocol.access import Access
 from spa_server import clock, control, hostkey, unit
@@ -33,7 +34,14 @@ def _finding_name(text: str) -> str:
     raise ValueError(f"{text!r} is no finding; {hint}")
 
 
-_NAME: Final = Parsed("name", _finding_name)
+@offering
+def _offered_names(_ctx: click.Context) -> Iterator[str]:
+    from spa_server.alignment.finding import SEVERITIES
+
+    yield from SEVERITIES
+
+
+_NAME: Final = Parsed("name", _finding_name, _offered_names)
 
 
 @click.command()

@@ -16,7 +16,7 @@ from spa_protocol.access import Access, check_together
 from spa_protocol.layout import MAX_LIFETIME_S, Address, is_plain
 from spa_server import clock
 from spa_server.commands.common import PATH, json_option, open_registry
-from spa_server.commands.offers import identities
+from spa_server.commands.offers import accesses, identities
 from spa_server.commands.offers import roles as roles_of_the_policy
 from spa_server.config import Config, load_config
 from spa_server.policy.model import Policy
@@ -67,7 +67,7 @@ class _Standing:
 
 @click.command()
 @click.argument("identity", type=Parsed("identity", identity_name, identities))
-@click.argument("access", type=Parsed("access", _access))
+@click.argument("access", type=Parsed("access", _access, accesses))
 @click.option("--from", "source", type=Parsed("address", _address), required=True)
 @click.option("--at", "at_us", type=Parsed("moment", _moment), help="When.  [default: now]")
 @click.option(

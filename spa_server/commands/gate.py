@@ -1,17 +1,16 @@
 """`spa-server gate`: the gate in the kernel, put in force, shown, taken away."""
 
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from keys.console import ExitCode, Parsed, Trouble, note
+from keys.console import ExitCode, Parsed, Trouble, note, print_json
 from keys.when import parse_duration
 from spa_server import control
-from spa_server.commands.common import PROGRAM, ask, explained
+from spa_server.commands.common import PROGRAM, ask, explained, json_option
 from spa_server.config import Config, load_config
 
 if TYPE_CHECKING:
@@ -61,8 +60,11 @@ def gate() -> None:
     is_flag=True,
     help="Where the policy cannot be read, close every port all the same (for the boot).",
 )
+@json_option
 @click.pass_obj
-def gate_apply(path: Path | None, confirm_within: float | None, closed_on_error: bool) -> None:
+def gate_apply(
+    path: Path | None, confirm_within: float | None, closed_on_error: bool, as_json: bool
+) -> None:
     """Closes every port, except as the policy says. Sessions that are open stay open.
 
     On a host that you reach over the network, use --confirm-within: if you are locked out, it is
@@ -73,7 +75,10 @@ def gate_apply(path: Path | None, confirm_within: float | None, closed_on_error:
     taken from the file then as well.
     """
     from spa_server import sessions, trial
+    from spa_server.audit import acts
+    from spa_server.audit.record import Event
     from spa_server.firewall import accounting
+    from spa_server.firewall.gate import observed_in
     from spa_server.firewall.kernel import Gate
     from spa_server.gatehouse import Gatehouse
 
@@ -88,18 +93,38 @@ def gate_apply(path: Path | None, confirm_within: float | None, closed_on_error:
             ask(config, do="reload", gate=True)
         except control.NoDaemon:
             gatehouse.apply(policy)
+            acts.leave(config, Event.GATE_APPLIED)
         sessions.adopt_established()
         if confirm_within is None:
             _keep(config, gatehouse)
         in_force = kernel.ruleset()
+    advice = list(accounting.switch_on())
+    if as_json:
+        observed = observed_in(in_force)
+        print_json(
+            {
+                "mode": "observe" if observed.everything else "enforce",
+                "observed": [str(access) for access in sorted(observed.accesses)],
+                "sessions_kept": kept,
+                "undone_in_s": confirm_within,
+                "advice": advice,
+            }
+        )
+    else:
+        _say_applied(in_force, kept, confirm_within, advice)
+    if problem is not None:
+        raise problem
+
+
+def _say_applied(
+    in_force: str, kept: int, confirm_within: float | None, advice: Iterable[str]
+) -> None:
     note(f"The gate is in force; {kept} open sessions were made known to it and live on.")
     if confirm_within is not None:
         note(f"It is undone in {confirm_within:g} s unless you run: {PROGRAM} gate confirm")
     _say_observed(in_force)
-    for sentence in accounting.switch_on():
+    for sentence in advice:
         note(f"{sentence[:1].upper()}{sentence[1:]}.")
-    if problem is not None:
-        raise problem
 
 
 def _read(path: Path | None, *, closed_on_error: bool) -> tuple[Config, "Policy", Trouble | None]:
@@ -132,9 +157,16 @@ def _say_observed(ruleset: str) -> None:
 
 def _keep(config: Config, gatehouse: Any) -> None:
     """The gate is in force for good, and a daemon that runs has nothing more to go back to."""
+    from spa_server.audit import acts
+    from spa_server.audit.record import Event
+
+    was_on_trial = gatehouse.is_on_trial
     gatehouse.want()
-    with suppress(control.NoDaemon):
+    try:
         ask(config, do="confirm")
+    except control.NoDaemon:
+        if was_on_trial:
+            acts.leave(config, Event.GATE_CONFIRMED)
 
 
 @gate.command(
@@ -187,6 +219,8 @@ def gate_show(path: Path | None) -> None:
 @click.pass_obj
 def gate_remove(path: Path | None, yes: bool) -> None:
     """Takes the gate away: every port is then as open as it was before."""
+    from spa_server.audit import acts
+    from spa_server.audit.record import Event
     from spa_server.firewall.kernel import Gate
     from spa_server.gatehouse import Gatehouse
 
@@ -194,5 +228,19 @@ def gate_remove(path: Path | None, yes: bool) -> None:
     if not yes:
         click.confirm("Open every port of this host?", abort=True, err=True)
     with explained(), Gate() as kernel:
+        runs = _tell_of_removal(config)
         Gatehouse(config, kernel).remove()
+    if not runs:
+        acts.leave(config, Event.GATE_REMOVED)
     note("The gate is gone.")
+
+
+def _tell_of_removal(config: Config) -> bool:
+    """Whether a daemon runs. The kernel tells it that the gate is gone, but not who took it."""
+    try:
+        control.ask(config.control, {"do": "removing"}, within_s=control.TIMEOUT_S)
+    except control.NoDaemon:
+        return False
+    except Trouble:  # one that hangs, or is older, hinders nobody
+        pass
+    return True

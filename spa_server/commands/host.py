@@ -8,9 +8,9 @@ import click
 from keys.console import ExitCode, Parsed, Trouble, note, print_json, say, table
 from keys.invite import WrittenHost
 from keys.names import identity_name
+from spa_server.commands import offers
 from spa_server.commands.common import PROGRAM, ask, explained, json_option
 from spa_server.commands.gate import observing
-from spa_server.commands.offers import identities
 from spa_server.config import load_config
 
 
@@ -23,15 +23,23 @@ from spa_server.config import load_config
     type=Parsed("host", WrittenHost.parse),
     help="Where clients knock.  [default: this host's name, and the port of the configuration]",
 )
+@json_option
 @click.pass_obj
-def init(path: Path | None, host: WrittenHost | None) -> None:
+def init(path: Path | None, host: WrittenHost | None, as_json: bool) -> None:
     """Makes what a host needs and lacks; prints its clients' line."""
     from spa_server import setup
 
+    made = []
     with explained():
-        for made in setup.initialise(path, host):
-            note(made)
-    say(str(setup.server_line(path, host)))
+        for each in setup.initialise(path, host):
+            made.append(str(each.path))
+            if not as_json:
+                note(str(each))
+    line = str(setup.server_line(path, host))
+    if as_json:
+        print_json({"server": line, "made": made})
+        return
+    say(line)
     note("Next: let somebody in by one line, spa-keys invite NAME --role admin")
     note("or by the line above: there, spa-client add NAME '...'; here, spa-keys enroll.")
     note("Then look at the policy, and: spa-server gate apply --confirm-within 60s")
@@ -51,11 +59,14 @@ def adopt_key(path: Path | None) -> None:
       sudo spa-server adopt-key
       sudo systemctl restart spa-server
     """
+    from spa_server.audit import acts
+    from spa_server.audit.record import Event
     from spa_server.machine import Mark
 
     config = load_config(path)
     mark = Mark(config.key)
     mark.write()
+    acts.leave(config, Event.KEY_ADOPTED)
     note(f"{config.key} belongs to this machine now, as {mark.path} says.")
 
 
@@ -141,14 +152,21 @@ def _left(grants: list[dict[str, Any]]) -> str:
     "  spa-server close 17 18          grants, as 'spa-server holes' numbers them\n"
     "  spa-server close --identity alice",
 )
-@click.argument("grants", nargs=-1, type=int)
+@click.argument("grants", nargs=-1, type=int, shell_complete=offers.grants)
 @click.option(
-    "--identity", type=Parsed("identity", identity_name, identities), help="All of this identity's."
+    "--identity",
+    type=Parsed("identity", identity_name, offers.identities),
+    help="All of this identity's.",
 )
 @click.option("--all", "everything", is_flag=True, help="All there are.")
+@json_option
 @click.pass_obj
 def close(
-    path: Path | None, grants: tuple[int, ...], identity: str | None, everything: bool
+    path: Path | None,
+    grants: tuple[int, ...],
+    identity: str | None,
+    everything: bool,
+    as_json: bool,
 ) -> None:
     """Closes holes before their time, by the numbers of 'holes'.
 
@@ -158,7 +176,10 @@ def close(
         raise click.UsageError("name the grants to close, or give --identity or --all")
     request = {"grants": list(grants), "identity": identity, "all": everything}
     closed = ask(load_config(path), do="close", **request)["closed"]
-    note(f"{closed} closed.")
+    if as_json:
+        print_json({"closed": closed})
+    else:
+        note(f"{closed} closed.")
     if not closed:
         raise Trouble("nothing to close", f"see: {PROGRAM} holes", exit_code=ExitCode.REFUSED)
 

@@ -9,6 +9,8 @@ from keys.console import ExitCode, Parsed, Trouble, note, print_json, say
 from keys.when import parse_moment
 from spa_server import clock
 from spa_server.commands.common import PATH, json_option, open_registry
+from spa_server.commands.filters import MOMENT
+from spa_server.commands.policy_history import policy_since
 from spa_server.commands.policy_show import wrapped
 from spa_server.config import load_config
 
@@ -23,6 +25,7 @@ _IN_USE: Final = Path("-")
     epilog="\b\nExamples:\n"
     "  spa-server policy diff - new.toml            what new.toml would change here\n"
     "  spa-server policy diff old.toml new.toml --by-role\n"
+    "  spa-server policy diff --since 7d            what has changed in a week, and by whom\n"
     "  spa-server policy diff - new.toml --json | jq '.changes[] | select(.gains)'\n"
     "\n\b\n"
     "A gate for pull requests, in which whoever gains something needs a second look:\n"
@@ -31,8 +34,13 @@ _IN_USE: Final = Path("-")
     "\n"
     "Exit codes: 0 nobody gains anything, 1 somebody does, 2 usage, 4 a file that cannot be used."
 )
-@click.argument("old", type=PATH)
-@click.argument("new", type=PATH)
+@click.argument("files", nargs=-1, type=PATH, metavar="[OLD] NEW")
+@click.option(
+    "--since",
+    "since_us",
+    type=MOMENT,
+    help="Compare with what was in force then, 7d or 2026-11-24T09:00, instead of OLD.",
+)
 @click.option("--by-role", "wants_roles", is_flag=True, help="Compare roles, not identities.")
 @click.option(
     "--at",
@@ -45,8 +53,8 @@ _IN_USE: Final = Path("-")
 @click.pass_obj
 def diff(
     path: Path | None,
-    old: Path,
-    new: Path,
+    files: tuple[Path, ...],
+    since_us: int | None,
     wants_roles: bool,
     begin_us: int | None,
     as_json: bool,
@@ -59,7 +67,9 @@ def diff(
     somebody gains anything: an access, a wider source, more time, a longer lifetime, fewer
     requirements, sessions that live on, many connections instead of one, a wider limit.
 
-    OLD and NEW are files; - is the policy of this host's configuration.
+    OLD and NEW are files; - is the policy of this host's configuration. With --since only NEW is
+    given, or nothing, which means -: OLD is the policy that was in force then, as the record has
+    it, and who has put which in force since then is said.
 
     Identities are compared with all their roles, whether or not they have a key just now; where the
     registry cannot be read, roles are. "anybody" is whoever needs no knock, because of always_open.
@@ -72,7 +82,13 @@ def diff(
     from spa_server.policy.difference.values import difference_values
     from spa_server.policy.load import load_policy
 
-    before, after = (load_policy(_path(one, path)) for one in (old, new))
+    if since_us is not None and len(files) <= 1:
+        before, _ = policy_since(load_config(path), since_us)
+        after = load_policy(_path(files[0] if files else _IN_USE, path))
+    elif since_us is None and len(files) == 2:
+        before, after = (load_policy(_path(one, path)) for one in files)
+    else:
+        raise click.UsageError("give OLD and NEW, or --since and at most NEW")
     begin_us = clock.now_us() if begin_us is None else begin_us
     subjects = _subjects(path, before, after, wants_roles=wants_roles)
     difference = compare(before, after, subjects, begin_us)

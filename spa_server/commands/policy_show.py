@@ -16,7 +16,7 @@ from keys.when import parse_moment
 from spa_protocol.layout import Address, unmapped
 from spa_server import clock
 from spa_server.commands.common import ADDRESS, json_option, open_registry
-from spa_server.commands.offers import identities
+from spa_server.commands.offers import identities, services
 from spa_server.config import Config, load_config
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ class People:
 @click.option(
     "--identity", type=Parsed("identity", identity_name, identities), help="Only this one's row."
 )
-@click.option("--service", help="Only this service, by its name in the policy.")
+@click.option(
+    "--service", shell_complete=services, help="Only this service, by its name in the policy."
+)
 @click.option(
     "--at",
     "at_us",

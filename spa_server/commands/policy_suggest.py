@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from keys.console import ExitCode, Parsed, Trouble, note, print_json, say
+from keys.progress import underway
 from keys.readfile import read_file
 from keys.when import parse_duration
 from spa_server import clock
@@ -123,8 +124,9 @@ def _findings(
     from spa_server.policy.load import load_policy
     from spa_server.policy.suggest.findings import find, remark
 
-    evidence = record.evidence(load_policy(config.policy), people)
-    found, remarks = find(evidence), remark(evidence)
+    with underway("reading the record"):
+        evidence = record.evidence(load_policy(config.policy), people)
+        found, remarks = find(evidence), remark(evidence)
     warnings = list(record.warnings(config.policy))
     if not as_json:
         say(record.length())
@@ -213,7 +215,8 @@ def _least(
     from spa_server.policy.suggest.usage import counted
 
     policy = load_policy(config.policy)
-    made = make(record, policy, people, config.shared_sources, whole_roles=keep_roles)
+    with underway("reading the record"):
+        made = make(record, policy, people, config.shared_sources, whole_roles=keep_roles)
     warnings = list(record.warnings())
     if out is not None:
         _write_new(out, made.text)

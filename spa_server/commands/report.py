@@ -8,6 +8,7 @@ import click
 
 from keys import privatefile
 from keys.console import ExitCode, Parsed, Trouble, note, print_json
+from keys.progress import underway
 from keys.when import parse_duration
 from spa_server import clock
 from spa_server.commands.common import PATH, explained, json_option, open_registry
@@ -116,11 +117,17 @@ def _gather(config: Config, title: str | None, since_us: int, *, full: bool) -> 
     host, now_us = socket.gethostname(), clock.now_us()
     title, most = title or f"Access report: {host}", ALL if full else Most()
     wanted = Wanted(title, host, now_us - since_us, now_us, most)
-    with open_registry(config) as registry, explained(config.database):
+    with (
+        open_registry(config) as registry,
+        explained(config.database),
+        underway("reading the record"),
+    ):
         return gather(config, registry, wanted)
 
 
 def _write(html: Path, facts: "Facts", *, force: bool, full: bool) -> None:
     from spa_server.report.page import render
 
-    privatefile.write(html, render(facts, full=full).encode(), overwrite=force)
+    with underway("drawing the page"):
+        page = render(facts, full=full)
+    privatefile.write(html, page.encode(), overwrite=force)

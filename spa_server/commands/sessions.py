@@ -10,6 +10,7 @@ from keys.console import ExitCode, Parsed, Trouble, note, print_json, table
 from keys.names import identity_name
 from spa_protocol.access import Access
 from spa_protocol.layout import Address
+from spa_server.commands import offers
 from spa_server.commands.common import ACCESS, PROGRAM, ask, json_option
 from spa_server.config import load_config
 
@@ -21,13 +22,27 @@ def _source(text: str) -> tuple[Address, int | None]:
 
 
 @click.command()
-@click.option("--identity", type=Parsed("identity", identity_name), help="This identity's.")
-@click.option("--key", metavar="KEY_ID", help="Those that this key may have begun.")
-@click.option("--grant", type=int, help="Those of one grant, by the number that 'holes' shows.")
+@click.option(
+    "--identity", type=Parsed("identity", identity_name, offers.identities), help="This identity's."
+)
+@click.option(
+    "--key",
+    metavar="KEY_ID",
+    shell_complete=offers.keys,
+    help="Those that this key may have begun.",
+)
+@click.option(
+    "--grant",
+    type=int,
+    shell_complete=offers.grants,
+    help="Those of one grant, by the number that 'holes' shows.",
+)
 @click.option(
     "--from", "source", metavar="IP[:PORT]", type=Parsed("address", _source), help="From there."
 )
-@click.option("--to", type=ACCESS, help="To this port, or these: tcp/5432.")
+@click.option(
+    "--to", type=ACCESS, shell_complete=offers.accesses, help="To this port, or these: tcp/5432."
+)
 @click.option("--cut", "cuts", is_flag=True, help="End them, whatever the policy says.")
 @click.option("--all", "everything", is_flag=True, help="With --cut: all there are.")
 @json_option
