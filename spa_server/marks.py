@@ -5,6 +5,9 @@
 
 So the daemon's user, who only reads them, can neither forget that a gate is wanted nor have root
 follow a link. 0.1.0 kept them in that user's directories: its `gate.wanted` still counts.
+
+That a trial is of this boot, an empty file in /run says: a boot empties that, and only root may write
+there. The kernel's boot id would not do: in a container a unit's sandbox shows another than a shell.
 """
 
 import json
@@ -16,8 +19,9 @@ from typing import Final
 from keys import privatefile
 from keys.owner import as_owner
 from keys.trouble import Trouble
-from spa_server import clock
 from spa_server.config import Config
+
+OF_THIS_BOOT: Final = Path("/run")
 
 _FOR_GROUP: Final = 0o640
 
@@ -29,7 +33,13 @@ class Trial:
     token: str
     before: str | None
     was_wanted: bool
-    boot_id: str
+
+    @property
+    def witness(self) -> Path:
+        """What is there for as long as the boot in which it began. Raises ValueError."""
+        if not self.token.isalnum():
+            raise ValueError(f"{self.token!r} is no trial's token")
+        return OF_THIS_BOOT / f"spa-trial.{self.token}"
 
 
 def is_wanted(config: Config) -> bool:
@@ -41,26 +51,27 @@ def waiting(config: Config) -> Trial | None:
     """The trial that waits to be confirmed, of those that can be read."""
     try:
         trial = Trial(**json.loads(config.gate_pending.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        return trial if trial.witness.exists() else None
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
-    return trial if trial.boot_id == clock.boot_id() else None
 
 
 def is_on_trial(config: Config) -> bool:
     """Whether a gate waits to be confirmed. One that cannot be read counts."""
     try:
         trial = Trial(**json.loads(config.gate_pending.read_bytes()))
+        return trial.witness.exists()
     except FileNotFoundError:
         return False
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return True
-    return trial.boot_id == clock.boot_id()
 
 
 def begin(config: Config, trial: Trial) -> None:
     """Sets the mark of a trial, readable by the daemon's group. Raises Trouble."""
     content = json.dumps(asdict(trial)).encode()
     try:
+        privatefile.write(trial.witness, b"", overwrite=True)
         with privatefile.new_file(config.gate_pending, overwrite=True) as unnamed:
             unnamed.write_bytes(content)
             _show_to_the_daemon(unnamed, config)
@@ -91,12 +102,16 @@ def want(config: Config) -> None:
 
 def end_trial(config: Config) -> None:
     """Takes the mark of a trial away. Raises OSError and Trouble."""
+    trial = waiting(config)
     _take_away(config.gate_pending)
+    if trial is not None:
+        _take_away(trial.witness)
 
 
 def forget(config: Config) -> None:
     """No gate is wanted, for good or on trial. Raises OSError and Trouble."""
-    for mark in (config.gate_wanted, config.gate_wanted_before, config.gate_pending):
+    end_trial(config)
+    for mark in (config.gate_wanted, config.gate_wanted_before):
         _take_away(mark)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from keys.trouble import Trouble
-from spa_server import clock, control, marks
+from spa_server import control, marks
 from spa_server.config import CONFIG_PATH, Config, load_config
 from spa_server.firewall import programs
 from spa_server.firewall.backstop import BackstopHeld
@@ -43,7 +43,7 @@ def begin(config: Config, gate: Gate, within_s: float) -> None:
         trial = replace(earlier, token=token)
     else:
         before = gate.ruleset() if gate.is_loaded() else None
-        trial = marks.Trial(token, before, marks.is_wanted(config), clock.boot_id())
+        trial = marks.Trial(token, before, marks.is_wanted(config))
     named = [] if config.path == CONFIG_PATH else [str(config.path)]
     # A hangup must not come between the mark and the process that takes it away.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)

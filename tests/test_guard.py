@@ -214,7 +214,7 @@ class Host:
 
     def on_trial(self, *, before: str | None) -> None:
         """`gate apply --confirm-within` has set its mark."""
-        trial = marks.Trial("token", before, was_wanted=True, boot_id=clock.boot_id())
+        trial = marks.Trial("token", before, was_wanted=True)
         marks.begin(self.config, trial)
 
     def knock(self, who: Identity, *accesses: Access, stamp_us: int | None = None) -> Datagram:
@@ -247,6 +247,7 @@ class Host:
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     now, table = Clock(), Table()
     monkeypatch.setattr(clock, "time", now)
+    monkeypatch.setattr("spa_server.marks.OF_THIS_BOOT", tmp_path / "run")
     monkeypatch.setattr("spa_server.guard.Gate", lambda: table)
     monkeypatch.setattr("spa_server.guard.routes.why_no_source", lambda _source: "")
     monkeypatch.setattr("spa_server.guard.sessions.sever", lambda *_: [])

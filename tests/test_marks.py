@@ -2,18 +2,18 @@
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from spa_server import clock, marks
+from spa_server import marks
 from spa_server.config import Config, load_config
 from spa_server.marks import Trial
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setattr(marks, "OF_THIS_BOOT", tmp_path / "run")
     file = tmp_path / "etc" / "server.toml"
     for name in ("etc", "lib"):
         (tmp_path / name).mkdir()
@@ -23,7 +23,7 @@ def config(tmp_path: Path) -> Config:
 
 @pytest.fixture
 def trial() -> Trial:
-    return Trial("token", None, was_wanted=False, boot_id=clock.boot_id())
+    return Trial("token", None, was_wanted=False)
 
 
 def test_wanted_until_it_is_forgotten(config: Config) -> None:
@@ -38,9 +38,25 @@ def test_a_trial_is_over_with_the_boot(config: Config, trial: Trial) -> None:
     marks.begin(config, trial)
     assert marks.waiting(config) == trial
     assert marks.is_on_trial(config)
-    marks.begin(config, replace(trial, boot_id="another"))
+    trial.witness.unlink()  # as a boot does with all that is in /run
     assert marks.waiting(config) is None
     assert not marks.is_on_trial(config)
+
+
+def test_nothing_is_left_of_a_trial_that_ended(config: Config, trial: Trial) -> None:
+    marks.begin(config, trial)
+    marks.end_trial(config)
+    assert not config.gate_pending.exists()
+    assert not trial.witness.exists()
+
+
+@pytest.mark.parametrize("token", ["../../etc/passwd", "", 1])
+def test_a_token_leads_nowhere_else(config: Config, token: object) -> None:
+    config.gate_pending.write_text(
+        json.dumps({"token": token, "before": None, "was_wanted": False})
+    )
+    assert marks.waiting(config) is None
+    assert marks.is_on_trial(config)  # it counts, as whatever cannot be read
 
 
 def test_a_torn_mark_counts_and_a_confirmed_one_is_gone(config: Config) -> None:
