@@ -6,8 +6,8 @@
 So the daemon's user, who only reads them, can neither forget that a gate is wanted nor have root
 follow a link. 0.1.0 kept them in that user's directories: its `gate.wanted` still counts.
 
-That a trial is of this boot, an empty file in /run says: a boot empties that, and only root may write
-there. The kernel's boot id would not do: in a container a unit's sandbox shows another than a shell.
+That a trial is of this boot, an empty file in /run says: a boot empties that, and only root may
+write there. The kernel's boot id would not do: in a container a unit sees another than a shell.
 """
 
 import json
