@@ -169,3 +169,9 @@ def test_links_between_documents_lead_somewhere(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
     assert [link for link in links if not ((ROOT / document).parent / link).exists()] == []
+
+
+def test_every_attack_stands_in_the_threat_model_with_its_figures() -> None:
+    names = {path.stem for path in (ROOT / "integration" / "attacks").glob("[!_]*.py")}
+    told = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \| .* \| .* \| .* \|$", told, re.MULTILINE)) == names
