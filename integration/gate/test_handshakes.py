@@ -3,7 +3,7 @@
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv6Address
 
@@ -392,3 +392,81 @@ def to_link_local(host: Host, target: IPv6Address, port: int) -> socket.socket:
     with host.inside():
         made.connect_ex((str(target), port, 0, socket.if_nametoindex("lan")))
     return made
+
+
+class ByHand:
+    """One end of a connection, made segment by segment: the client's own kernel hears nothing."""
+
+    def __init__(self, client: Host, server: Host, port: int) -> None:
+        self._client, self._server = client, server
+        self._ports = (next(ports), port)
+        self.seq, self.theirs = 1000, 0
+        quiet = "table ip quiet\nadd chain ip quiet in { type filter hook input priority 0; }\n"
+        quiet += f"add rule ip quiet in tcp sport {port} tcp dport {self._ports[0]} drop\n"
+        client.run(["nft", "-f", "-"], text=quiet)
+        self._heard = client.new_socket(
+            socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)
+        )
+        self._out = client.new_socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+
+    def send(self, flags: str, data: bytes = b"", *, options: Sequence[object] = ()) -> None:
+        source_port, port = self._ports
+        segment = IP(src=str(self._client.v4), dst=str(self._server.v4)) / TCP(
+            sport=source_port,
+            dport=port,
+            flags=flags,
+            seq=self.seq,
+            ack=self.theirs,
+            options=list(options),
+        )
+        self._out.sendto(bytes(segment / data), (str(self._server.v4), 0))
+
+    def begin(self) -> None:
+        """A SYN, and the answer to it."""
+        self.send("S", options=[("MSS", 1460), ("SAckOK", b"")])
+        self._heard.settimeout(1)
+        while TCP not in (packet := IP(self._heard.recv(2048))) or packet[TCP].flags != "SA":
+            pass
+        self.seq, self.theirs = self.seq + 1, packet[TCP].seq + 1
+
+
+def test_what_conntrack_finds_invalid_completes_no_handshake(
+    gate: Gate, server: Host, client: Host, service: Service
+) -> None:
+    """A SACK of what was never sent: the host ignores it, conntrack the whole segment."""
+    gate.open([lease(hole(client.v4, server.v4, service.port))])
+    with Log(622) as log:
+        end = ByHand(client, server, service.port)
+        try:
+            end.begin()
+            beyond = (end.theirs + 5000, end.theirs + 6000)
+            end.send("PA", b"unrecorded", options=[("NOP", None), ("NOP", None), ("SAck", beyond)])
+            time.sleep(0.3)
+            assert (service.received, log.prefixes()) == ([], [])
+            end.send("PA", b"recorded")
+            wait_until(lambda: service.received)
+            assert (service.received, log.prefixes()) == ([b"recorded"], ["permit"])
+        finally:
+            client.run(["nft", "delete", "table", "ip", "quiet"])
+
+
+@pytest.mark.parametrize("flags", ["PA", "FPA", "SPA"])
+def test_what_conntrack_has_not_seen_begin_completes_no_handshake(
+    gate: Gate, server: Host, client: Host, service: Service, flags: str
+) -> None:
+    """Nor makes the host answer, by which it would be the one that began."""
+    own = hole(client.v4, server.v4, service.port)
+    gate.open([lease(own)])
+    with Log(622) as log:
+        end = ByHand(client, server, service.port)
+        try:
+            end.begin()
+            server.run(["conntrack", "-D", "-p", "tcp", "--dport", str(service.port)])
+            end.send(flags, b"unrecorded")
+            time.sleep(0.3)
+            gate.close([own])
+            end.send("PA", b"without a hole")
+            time.sleep(0.3)
+            assert (service.received, log.prefixes()) == ([], [])
+        finally:
+            client.run(["nft", "delete", "table", "ip", "quiet"])
