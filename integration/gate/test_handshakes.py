@@ -9,6 +9,7 @@ from ipaddress import IPv6Address
 
 import pytest
 from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.sctp import (
     SCTP,
     SCTPChunkAbort,
@@ -20,7 +21,7 @@ from scapy.layers.sctp import (
 from scapy.packet import Packet
 
 from integration.attacks.forged_syns import forging
-from integration.gate import ONLY_THIS_HOST, Log, address, both_families, hole, lease, ports
+from integration.gate import ONLY_THIS_HOST, Log, address, af, both_families, hole, lease, ports
 from integration.lab import Host, Reach, Service, echoes, reached, wait_until
 from spa_protocol.access import Access, Protocol
 from spa_server.firewall.kernel import Gate
@@ -404,9 +405,7 @@ class ByHand:
         quiet = "table ip quiet\nadd chain ip quiet in { type filter hook input priority 0; }\n"
         quiet += f"add rule ip quiet in tcp sport {port} tcp dport {self._ports[0]} drop\n"
         client.run(["nft", "-f", "-"], text=quiet)
-        self._heard = client.new_socket(
-            socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)
-        )
+        self._heard = client.new_socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
         self._out = client.new_socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
 
     def send(self, flags: str, data: bytes = b"", *, options: Sequence[object] = ()) -> None:
@@ -470,3 +469,40 @@ def test_what_conntrack_has_not_seen_begin_completes_no_handshake(
             assert (service.received, log.prefixes()) == ([], [])
         finally:
             client.run(["nft", "delete", "table", "ip", "quiet"])
+
+
+def test_a_forged_syn_that_conntrack_finds_invalid_is_no_line(
+    gate: Gate, server: Host, client: Host, stranger: Host, service: Service
+) -> None:
+    """By a wrong checksum: it gets no label, and was recorded as what conntrack cannot tell."""
+    gate.open([lease(hole(client.v4, server.v4, service.port))])
+    made = stranger.new_socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    with Log(622) as log:
+        for _ in range(20):
+            ends = IP(src=str(client.v4), dst=str(server.v4))
+            syn = TCP(sport=next(ports), dport=service.port, flags="S", chksum=0x1234)
+            made.sendto(bytes(ends / syn), (str(server.v4), 0))
+        assert log.prefixes() == []
+
+
+@both_families
+def test_syns_forged_between_the_ports_of_a_living_connection_are_few_lines(
+    gate: Gate, server: Host, client: Host, stranger: Host, service: Service, family: int
+) -> None:
+    target, source = address(server, family), address(client, family)
+    gate.open([lease(hole(source, target, service.port))])
+    source_port = next(ports)
+    with (
+        Log(622) as log,
+        client.connection(target, service.port, source_port=source_port) as stream,
+    ):
+        assert echoes(stream)
+        layer, kind = (IP, af(family)) if family == 4 else (IPv6, af(family))
+        made = stranger.new_socket(kind, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        ends = layer(src=str(source), dst=str(target))
+        syn = bytes(ends / TCP(sport=source_port, dport=service.port, flags="S", seq=5))
+        for _ in range(100):
+            made.sendto(syn, (str(target), 0))
+        time.sleep(0.2)
+        assert len(log.prefixes()) <= 1 + 6
+        assert echoes(stream)
