@@ -506,3 +506,31 @@ def test_syns_forged_between_the_ports_of_a_living_connection_are_few_lines(
         time.sleep(0.2)
         assert len(log.prefixes()) <= 1 + 6
         assert echoes(stream)
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [[], [(34, b"")], [(254, b"\xf9\x89")], [("MSS", 1460), ("SAckOK", b""), ("WScale", 7)]],
+    ids=["data", "fastopen", "experimental", "more-options"],
+)
+def test_a_service_is_handed_nothing_before_the_handshake(
+    gate: Gate, server: Host, client: Host, port: int, once: bool, options: list[object]
+) -> None:
+    """By a host that takes TCP Fast Open at every port and asks for no cookie."""
+    server.sysctl(ipv4__tcp_fastopen=0x602)
+    service = server.serve(port)
+    gate.open([lease(hole(client.v4, server.v4, port, once=once))])
+    made = client.new_socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    ends = IP(src=str(client.v4), dst=str(server.v4))
+    with half_open(client):
+        syn = TCP(sport=next(ports), dport=port, flags="S", seq=5, options=options)
+        made.sendto(bytes(ends / syn / b"x"), (str(server.v4), 0))
+        time.sleep(0.2)
+    try:
+        assert (service.received, service.connections) == ([], 0)
+        with client.connection(server.v4, port) as stream:
+            assert echoes(stream) or echoes(stream)
+    finally:
+        service.stop()
+        server.sysctl(ipv4__tcp_fastopen=1)
