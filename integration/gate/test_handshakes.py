@@ -3,12 +3,13 @@
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv6Address
 
 import pytest
 from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.sctp import (
     SCTP,
     SCTPChunkAbort,
@@ -20,7 +21,7 @@ from scapy.layers.sctp import (
 from scapy.packet import Packet
 
 from integration.attacks.forged_syns import forging
-from integration.gate import ONLY_THIS_HOST, Log, address, both_families, hole, lease, ports
+from integration.gate import ONLY_THIS_HOST, Log, address, af, both_families, hole, lease, ports
 from integration.lab import Host, Reach, Service, echoes, reached, wait_until
 from spa_protocol.access import Access, Protocol
 from spa_server.firewall.kernel import Gate
@@ -392,3 +393,144 @@ def to_link_local(host: Host, target: IPv6Address, port: int) -> socket.socket:
     with host.inside():
         made.connect_ex((str(target), port, 0, socket.if_nametoindex("lan")))
     return made
+
+
+class ByHand:
+    """One end of a connection, made segment by segment: the client's own kernel hears nothing."""
+
+    def __init__(self, client: Host, server: Host, port: int) -> None:
+        self._client, self._server = client, server
+        self._ports = (next(ports), port)
+        self.seq, self.theirs = 1000, 0
+        quiet = "table ip quiet\nadd chain ip quiet in { type filter hook input priority 0; }\n"
+        quiet += f"add rule ip quiet in tcp sport {port} tcp dport {self._ports[0]} drop\n"
+        client.run(["nft", "-f", "-"], text=quiet)
+        self._heard = client.new_socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+        self._out = client.new_socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+
+    def send(self, flags: str, data: bytes = b"", *, options: Sequence[object] = ()) -> None:
+        source_port, port = self._ports
+        segment = IP(src=str(self._client.v4), dst=str(self._server.v4)) / TCP(
+            sport=source_port,
+            dport=port,
+            flags=flags,
+            seq=self.seq,
+            ack=self.theirs,
+            options=list(options),
+        )
+        self._out.sendto(bytes(segment / data), (str(self._server.v4), 0))
+
+    def begin(self) -> None:
+        """A SYN, and the answer to it."""
+        self.send("S", options=[("MSS", 1460), ("SAckOK", b"")])
+        self._heard.settimeout(1)
+        while TCP not in (packet := IP(self._heard.recv(2048))) or packet[TCP].flags != "SA":
+            pass
+        self.seq, self.theirs = self.seq + 1, packet[TCP].seq + 1
+
+
+def test_what_conntrack_finds_invalid_completes_no_handshake(
+    gate: Gate, server: Host, client: Host, service: Service
+) -> None:
+    """A SACK of what was never sent: the host ignores it, conntrack the whole segment."""
+    gate.open([lease(hole(client.v4, server.v4, service.port))])
+    with Log(622) as log:
+        end = ByHand(client, server, service.port)
+        try:
+            end.begin()
+            beyond = (end.theirs + 5000, end.theirs + 6000)
+            end.send("PA", b"unrecorded", options=[("NOP", None), ("NOP", None), ("SAck", beyond)])
+            time.sleep(0.3)
+            assert (service.received, log.prefixes()) == ([], [])
+            end.send("PA", b"recorded")
+            wait_until(lambda: service.received)
+            assert (service.received, log.prefixes()) == ([b"recorded"], ["permit"])
+        finally:
+            client.run(["nft", "delete", "table", "ip", "quiet"])
+
+
+@pytest.mark.parametrize("flags", ["PA", "FPA", "SPA"])
+def test_what_conntrack_has_not_seen_begin_completes_no_handshake(
+    gate: Gate, server: Host, client: Host, service: Service, flags: str
+) -> None:
+    """Nor makes the host answer, by which it would be the one that began."""
+    own = hole(client.v4, server.v4, service.port)
+    gate.open([lease(own)])
+    with Log(622) as log:
+        end = ByHand(client, server, service.port)
+        try:
+            end.begin()
+            server.run(["conntrack", "-D", "-p", "tcp", "--dport", str(service.port)])
+            end.send(flags, b"unrecorded")
+            time.sleep(0.3)
+            gate.close([own])
+            end.send("PA", b"without a hole")
+            time.sleep(0.3)
+            assert (service.received, log.prefixes()) == ([], [])
+        finally:
+            client.run(["nft", "delete", "table", "ip", "quiet"])
+
+
+def test_a_forged_syn_that_conntrack_finds_invalid_is_no_line(
+    gate: Gate, server: Host, client: Host, stranger: Host, service: Service
+) -> None:
+    """By a wrong checksum: it gets no label, and was recorded as what conntrack cannot tell."""
+    gate.open([lease(hole(client.v4, server.v4, service.port))])
+    made = stranger.new_socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    with Log(622) as log:
+        for _ in range(20):
+            ends = IP(src=str(client.v4), dst=str(server.v4))
+            syn = TCP(sport=next(ports), dport=service.port, flags="S", chksum=0x1234)
+            made.sendto(bytes(ends / syn), (str(server.v4), 0))
+        assert log.prefixes() == []
+
+
+@both_families
+def test_syns_forged_between_the_ports_of_a_living_connection_are_few_lines(
+    gate: Gate, server: Host, client: Host, stranger: Host, service: Service, family: int
+) -> None:
+    target, source = address(server, family), address(client, family)
+    gate.open([lease(hole(source, target, service.port))])
+    source_port = next(ports)
+    with (
+        Log(622) as log,
+        client.connection(target, service.port, source_port=source_port) as stream,
+    ):
+        assert echoes(stream)
+        layer, kind = (IP, af(family)) if family == 4 else (IPv6, af(family))
+        made = stranger.new_socket(kind, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        ends = layer(src=str(source), dst=str(target))
+        syn = bytes(ends / TCP(sport=source_port, dport=service.port, flags="S", seq=5))
+        for _ in range(100):
+            made.sendto(syn, (str(target), 0))
+        time.sleep(0.2)
+        assert len(log.prefixes()) <= 1 + 6
+        assert echoes(stream)
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [[], [(34, b"")], [(254, b"\xf9\x89")], [("MSS", 1460), ("SAckOK", b""), ("WScale", 7)]],
+    ids=["data", "fastopen", "experimental", "more-options"],
+)
+def test_a_service_is_handed_nothing_before_the_handshake(
+    gate: Gate, server: Host, client: Host, port: int, once: bool, options: list[object]
+) -> None:
+    """By a host that takes TCP Fast Open at every port and asks for no cookie."""
+    server.sysctl(ipv4__tcp_fastopen=0x602)
+    service = server.serve(port)
+    gate.open([lease(hole(client.v4, server.v4, port, once=once))])
+    made = client.new_socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    ends = IP(src=str(client.v4), dst=str(server.v4))
+    with half_open(client):
+        syn = TCP(sport=next(ports), dport=port, flags="S", seq=5, options=options)
+        made.sendto(bytes(ends / syn / b"x"), (str(server.v4), 0))
+        time.sleep(0.2)
+    try:
+        assert (service.received, service.connections) == ([], 0)
+        with client.connection(server.v4, port) as stream:
+            assert echoes(stream) or echoes(stream)
+    finally:
+        service.stop()
+        server.sysctl(ipv4__tcp_fastopen=1)
