@@ -4,7 +4,8 @@
     {"do": "close", "grants": [3, 4]}    -> {"ok": true, "closed": 2}
     anything that cannot be done         -> {"ok": false, "error": "what went wrong"}
 
-It is a UNIX socket of mode 0660: whoever may open it may ask. Requests that only look cost the
+It is a UNIX socket of mode 0660: whoever may open it may ask, except for what decides about the gate
+itself, which only root may and the daemon's own user. Requests that only look cost the
 daemon one line; none of them waits for anything. Of one user so many are answered at once, and the
 next is told to come again: a member of the group who floods it takes neither the daemon's
 descriptors nor root's place.
@@ -45,9 +46,16 @@ Handler = Callable[[dict[str, Any]], dict[str, Any]]
 class ControlServer:
     """Answers requests on a UNIX socket, each by the handler that its `do` names."""
 
-    def __init__(self, path: Path, handlers: Mapping[str, Handler]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        handlers: Mapping[str, Handler],
+        is_roots: Callable[[dict[str, Any]], bool] = lambda _request: False,
+    ) -> None:
+        """`is_roots`: whether a request is for root, and the daemon's own user, alone to make."""
         self._path = path
         self._handlers = handlers
+        self._is_roots = is_roots
         self._server: asyncio.Server | None = None
         self._clients: Counter[int] = Counter()
 
@@ -107,7 +115,7 @@ class ControlServer:
             with suppress(OSError, ValueError, asyncio.TimeoutError):
                 async with asyncio.timeout(TIMEOUT_S):
                     line = await reader.readline()
-                    writer.write(json.dumps(self._answer(line)).encode() + b"\n")
+                    writer.write(json.dumps(self._answer(line, user)).encode() + b"\n")
                     await writer.drain()
             if writer.transport.get_write_buffer_size():
                 writer.transport.abort()  # it did not read its answer, and would never be gone
@@ -117,13 +125,15 @@ class ControlServer:
         finally:
             self._clients[user] -= 1
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
+    def _answer(self, line: bytes, user: int) -> dict[str, Any]:
         try:
             request = json.loads(line)
             handler = self._handlers[request["do"]]
         except (ValueError, KeyError, TypeError, RecursionError):
             return {"ok": False, "error": f"ask one of: {', '.join(self._handlers)}"}
         try:
+            if user not in {0, os.geteuid()} and self._is_roots(request):
+                return {"ok": False, "error": "that is root's alone to ask"}
             return {"ok": True, **handler(request)}
         except Exception as error:  # whatever a request brings up, the daemon lives
             return {"ok": False, "error": str(error)}

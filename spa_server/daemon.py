@@ -75,7 +75,11 @@ class Daemon:
                 "the gate is not in force on this host",
                 "put it in force: spa-server gate apply --confirm-within 60s",
             )
-        control = ControlServer(self._config.control, operations.handlers(self._guard, self._after))
+        control = ControlServer(
+            self._config.control,
+            operations.handlers(self._guard, self._after),
+            operations.is_roots,
+        )
         await control.start()
         loop = asyncio.get_running_loop()
         for stop in (signal.SIGTERM, signal.SIGINT):
