@@ -1,4 +1,4 @@
-"""What another laid for root to read: it ends, it takes little memory, and it is told as what it is."""
+"""What another laid for root to read has an end, and is told as what it is."""
 
 import io
 import json
