@@ -29,6 +29,23 @@ def read_file(path: Path, most: int = MAX_SIZE) -> bytes:
     return content
 
 
+def read_plain(path: Path, most: int = MAX_SIZE) -> bytes:
+    """The same of a regular file only, for a directory where another may put things.
+
+    Nobody waits there for whoever writes into a pipe, not even where it takes the place of a file
+    just now. Raises OSError; Unreadable for anything else, a link among it.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+    descriptor = os.open(path, flags)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Unreadable("is no file")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise Unreadable(f"larger than {most >> 10} KiB")
+    return content
+
+
 def _check_kind(mode: int) -> None:
     if stat.S_ISDIR(mode):
         raise Unreadable("is a directory")

@@ -15,6 +15,7 @@ A change to this module's tables is a new migration, never an edit of an old one
 import contextlib
 import os
 import sqlite3
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,8 @@ from keys.privatefile import new_file
 from keys.trouble import Trouble
 
 BUSY_TIMEOUT_S: Final = 5.0
+_LONGEST_VALUE: Final = 64 << 20
+_STEPS_BETWEEN_LOOKS: Final = 1_000_000
 TABLES: Final = ("identity", "identity_role", "key", "invite", "replacement", "registry_change")
 
 _AS_OWNER: Final = "run this as its owner or as root"
@@ -205,7 +208,7 @@ def open_file(path: Path, mode: str) -> sqlite3.Connection:
     uri = f"file:{quote(str(path.absolute()))}?mode={mode}"
     owner = stranger(path.parent)
     if owner is not None:
-        _refuse_links(path)
+        _must_be_a_file(path)
     if owner is None or not reaches(owner, path.parent):
         return sqlite3.connect(uri, timeout=BUSY_TIMEOUT_S, isolation_level=None, uri=True)
     with acting_as(owner):
@@ -213,14 +216,48 @@ def open_file(path: Path, mode: str) -> sqlite3.Connection:
             uri, timeout=BUSY_TIMEOUT_S, isolation_level=None, uri=True, factory=_AsOwner
         )
     connection.owner = owner
+    try:
+        _bound(connection, path)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
-def _refuse_links(path: Path) -> None:
-    """Where it is another's, the database is a file of that directory and no link to one."""
-    if path.is_symlink():
-        hint = "set --database to the file that is meant"
+def _must_be_a_file(path: Path) -> None:
+    """Where it is another's, the database is a file of that directory, no link to one, no pipe.
+
+    SQLite opens whatever has the name, and would wait for a pipe's other end; not even Ctrl-C
+    ends that.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return  # SQLite says why
+    hint = "set --database to the file that is meant"
+    if stat.S_ISLNK(mode):
         raise RegistryError(f"{path} is a link in a directory that is not root's", hint)
+    if not stat.S_ISREG(mode):
+        raise Damaged(f"{path} is no file", hint)
+
+
+def _bound(connection: sqlite3.Connection, path: Path) -> None:
+    """Where it is another's, reading it comes to an end, and takes no more memory than ours does.
+
+    A view may have rows without end: we have none, nor a trigger. Python looks for Ctrl-C when it
+    is called, which SQLite does every so often.
+    """
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE)
+    connection.set_progress_handler(lambda: 0, _STEPS_BETWEEN_LOOKS)
+    with contextlib.suppress(sqlite3.Error):  # what is broken is told by who reads more of it
+        must_be_ours(connection, path)
+
+
+def must_be_ours(connection: sqlite3.Connection, path: Path) -> None:
+    """Whether there are tables only. Raises Damaged and sqlite3.Error."""
+    foreign = "select name from sqlite_master where type in ('view', 'trigger') limit 1"
+    if connection.execute(foreign).fetchone() is not None:
+        raise Damaged(f"{path} has a view or a trigger in it, which is not ours", _FROM_BACKUP)
 
 
 def close(connection: sqlite3.Connection) -> None:

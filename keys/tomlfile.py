@@ -3,7 +3,7 @@
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -44,11 +44,14 @@ def read(path: Path) -> dict[str, Any]:
     return parse(text, path)
 
 
-def read_text(path: Path) -> str | None:
-    """The file's text, or None where there is none. Raises FileProblem."""
+def read_text(path: Path, *, how: Callable[[Path], bytes] = read_file) -> str | None:
+    """The file's text, or None where there is none. Raises FileProblem.
+
+    `how` is read_plain where it lies in another's directory (keys/readfile.py).
+    """
     try:
         # Not read as text: there a lone carriage return ends a line, and with it a comment.
-        return read_file(path).decode("utf-8").replace("\r\n", "\n")
+        return how(path).decode("utf-8").replace("\r\n", "\n")
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:

@@ -24,7 +24,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from keys import privatefile, schema
+import msgspec
+
+from keys import privatefile, readfile, schema
+from keys.readfile import Unreadable, read_plain
 from keys.schema import RegistryError
 from keys.trouble import Trouble
 from spa_protocol import __version__
@@ -41,6 +44,8 @@ KEY: Final = "server.key"
 MACHINE: Final = "server.key.machine"
 CONFIGURATION: Final = "server.toml"
 POLICY: Final = "policy.toml"
+_MAX_SETTING: Final = readfile.MAX_SIZE
+_LATEST_US: Final = 253_402_300_799_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +154,11 @@ def unpack(file: Path, content: BinaryIO, into: Path) -> Manifest:
                     assert taken is not None  # noqa: S101 - a plain file has content
                     with taken, (into / member.name).open("xb") as file_there:
                         shutil.copyfileobj(taken, file_there)
-        manifest = Manifest(**json.loads((into / MANIFEST).read_bytes()))
-    except (tarfile.TarError, EOFError, ValueError, TypeError, FileNotFoundError, FileExistsError):
+        manifest = _read_manifest(read_plain(into / MANIFEST, _MAX_SETTING))
+    except (
+        *(tarfile.TarError, EOFError, ValueError, RecursionError, Unreadable),
+        *(FileNotFoundError, FileExistsError),
+    ):
         hint = "name a file that 'spa-server backup' made"
         raise NoBackup(f"{file} is no whole backup", hint) from None
     if manifest.format != FORMAT:
@@ -161,8 +169,20 @@ def unpack(file: Path, content: BinaryIO, into: Path) -> Manifest:
     return manifest
 
 
+def _read_manifest(content: bytes) -> Manifest:
+    """Raises ValueError where it is another's, or says a time that is none."""
+    manifest = msgspec.json.decode(content, type=Manifest)
+    if not 0 <= manifest.made_at_us <= _LATEST_US:
+        raise ValueError("no time at which a backup is made")
+    return manifest
+
+
 def _plain(archive: tarfile.TarFile, file: Path) -> Iterator[tarfile.TarInfo]:
+    """Its members, none of which is larger than the archive: a sparse one has no such bound."""
     for member in archive:
-        if not member.isreg():
+        if not member.isreg() or member.issparse():
             raise NoBackup(f"{file} is no backup: {member.name!r} in it is no plain file")
+        is_database = member.name.endswith(".db")
+        if not is_database and member.size > _MAX_SETTING:
+            raise NoBackup(f"{file} is no backup: {member.name!r} in it is too large")
         yield member

@@ -4,12 +4,13 @@
     {"do": "close", "grants": [3, 4]}    -> {"ok": true, "closed": 2}
     anything that cannot be done         -> {"ok": false, "error": "what went wrong"}
 
-It is a UNIX socket of mode 0660: whoever may open it may ask. What a request carries under `by` is
-what its program says of who runs it; whose it is, the kernel says (keys/actor.py). Requests that
-only look cost the daemon one line; none of them waits for anything, but for those that read files:
-these are answered in a thread, one at a time. Of one user so many are
-answered at once, and the next is told to come again: a member of the group who floods it takes
-neither the daemon's descriptors nor root's place.
+It is a UNIX socket of mode 0660: whoever may open it may ask, except for what decides about the
+gate itself, which only root may and the daemon's own user. What a request carries under `by` is
+what its program says of who runs it; whose it is, the kernel says (keys/actor.py). Requests that only
+look cost the daemon one line; none of them waits for anything, but for those that read files: these
+are answered in a thread, one at a time. Of one user so many are answered at once, and the next is
+told to come again: a member of the group who floods it takes neither the daemon's descriptors nor
+root's place.
 """
 
 import asyncio
@@ -63,12 +64,15 @@ class ControlServer:
         path: Path,
         handlers: Mapping[str, Handler],
         readers: Mapping[str, Handler] | None = None,
+        is_roots: Callable[[dict[str, Any]], bool] = lambda _request: False,
     ) -> None:
-        """`readers` touch nothing of the daemon's, and are called in a thread."""
+        """`readers` touch nothing of the daemon's, and are called in a thread. `is_roots` tells
+        whether a request is for root, and the daemon's own user, alone to make."""
         self._path = path
         self._handlers = handlers
         self._readers = readers or {}
         self._thread = ThreadPoolExecutor(1, "control")
+        self._is_roots = is_roots
         self._server: asyncio.Server | None = None
         self._clients: Counter[int] = Counter()
 
@@ -147,6 +151,8 @@ class ControlServer:
         except (ValueError, KeyError, TypeError, RecursionError):
             return {"ok": False, "error": f"ask one of: {', '.join(known)}"}
         try:
+            if user not in {0, os.geteuid()} and self._is_roots(request):
+                return {"ok": False, "error": "that is root's alone to ask"}
             if request["do"] in self._readers:
                 loop = asyncio.get_running_loop()
                 return {"ok": True, **await loop.run_in_executor(self._thread, handler, request)}

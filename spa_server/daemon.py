@@ -82,6 +82,7 @@ class Daemon:
             self._config.control,
             operations.handlers(self._guard, self._after),
             operations.readers(self._config),
+            operations.is_roots,
         )
         await control.start()
         loop = asyncio.get_running_loop()

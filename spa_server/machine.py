@@ -15,6 +15,7 @@ from typing import Final
 
 from keys import privatefile
 from keys.invite import public_of
+from keys.owner import as_owner
 from keys.trouble import Trouble
 from spa_server.config import Config
 
@@ -48,7 +49,8 @@ class Mark:
         """Says that the key belongs to this machine. Raises Trouble."""
         privatefile.write(self.path, f"{self._here()}\n".encode(), overwrite=True)
         try:
-            self.path.chmod(0o644)  # the daemon reads what root has written
+            with as_owner(self.path):
+                self.path.chmod(0o644)  # the daemon reads what root has written
         except OSError as error:
             raise Trouble(f"{self.path}: {error.strerror}") from None
 

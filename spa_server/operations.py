@@ -57,6 +57,12 @@ def readers(config: Config) -> dict[str, Handler]:
     return {"audit": lambda request: answering.answer(config.database, request)}
 
 
+def is_roots(request: dict[str, Any]) -> bool:
+    """Whether it puts the gate in force, or decides about a gate on trial: root's marks say that
+    one is wanted, and nobody of the group `spa` has a say in it."""
+    return request.get("do") in {"confirm", "take-back"} or bool(request.get("gate"))
+
+
 def _status(guard: Guard, _request: Request) -> dict[str, Any]:
     is_loaded = guard.gate.is_loaded()
     counters = guard.gate.counters() if is_loaded else {}

@@ -31,6 +31,7 @@ from typing import BinaryIO, Final
 
 from keys import privatefile, schema
 from keys.actor import Actor
+from keys.owner import as_owner, stranger
 from keys.registry import Registry
 from keys.schema import RegistryError
 from keys.when import rfc3339
@@ -42,6 +43,7 @@ from spa_server.audit.record import Event, Record
 from spa_server.audit.upkeep import note_in
 from spa_server.backup import Manifest, NoBackup
 from spa_server.config import Config
+from spa_server.setup import give_to_daemon
 
 _CARRIED: Final = (
     "insert or ignore into burned select * from old.burned",
@@ -70,7 +72,9 @@ class Restored:
 def restore(config: Config, file: Path, now_us: int) -> Restored:
     """Does it. The daemon must not run. Raises Trouble, LedgerError, OSError and sqlite3.Error."""
     home = config.database.absolute().parent
-    home.mkdir(mode=0o750, parents=True, exist_ok=True)
+    if not home.exists():  # a new machine: as `init` makes it, so that what comes is the daemon's
+        home.mkdir(mode=0o750, parents=True)
+        give_to_daemon(home)
     _make_runtime_directory(config.unrecorded.parent, home)
     with _opened(file) as content, tempfile.TemporaryDirectory(prefix="spa-restore-") as made:
         staging = Path(made)
@@ -125,6 +129,15 @@ def _must_be_sound(database: Path, file: Path) -> None:
     wrong = setaside.what_is_wrong(database)
     if wrong is not None:
         raise NoBackup(f"the database in {file} is damaged: {wrong}", "use another backup")
+    with closing(schema.open_file(database, "ro")) as connection:
+        try:
+            schema.must_be_ours(connection, database)
+        except schema.Damaged:
+            what = f"the database in {file} has a view or a trigger in it, which is not ours"
+            raise NoBackup(what, "use another backup") from None
+        tables = {name for (name,) in connection.execute("select name from sqlite_master")}
+    if not tables.issuperset(schema.TABLES[:3]):
+        raise NoBackup(f"the database in {file} is no registry", "use another backup")
 
 
 def _carry_over(there: Path, restored: Path) -> bool:
@@ -216,8 +229,9 @@ def _put(source: Path, path: Path) -> None:
 def _place(path: Path, content: bytes, *, is_key: bool, home: Path) -> None:
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     privatefile.write(path, content)
-    if is_key and os.geteuid() == 0:
-        owner = home.stat()
-        os.chown(path, owner.st_uid, owner.st_gid)
-    elif not is_key:
-        path.chmod(0o644)
+    with as_owner(path):  # where the directory is another's, the file is already theirs
+        if is_key and stranger(path.parent) is None and os.geteuid() == 0:
+            owner = home.stat()
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+        elif not is_key:
+            path.chmod(0o644)

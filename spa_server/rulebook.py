@@ -15,6 +15,7 @@ from pathlib import Path
 
 from keys import privatefile, tomlfile
 from keys.owner import as_owner
+from keys.readfile import read_plain
 from keys.tomlfile import FileProblem
 from keys.trouble import Trouble
 from spa_server import clock
@@ -50,7 +51,7 @@ class Rulebook:
             return self.read()
         except FileProblem as problem:
             with as_owner(self._good):
-                text = tomlfile.read_text(self._good)
+                text = tomlfile.read_text(self._good, how=read_plain)
             if text is None:
                 raise
             policy = policy_of(text, self._good, was_in_force=True)

@@ -106,12 +106,12 @@ def initialise(config_path: Path | None, host: WrittenHost | None = None) -> Ite
     if not os.path.lexists(config.key):
         Mark(config.key).path.unlink(missing_ok=True)  # of a key that is no more
         serverkey.save(serverkey.generate(), config.key)
-        _give_to_daemon(config.key)
+        give_to_daemon(config.key)
         Mark(config.key).write()
         yield Made(config.key, "the server's private key")
     if not os.path.lexists(config.database):
         make_directory(config.database.parent)
-        _give_to_daemon(config.database.parent)
+        give_to_daemon(config.database.parent)
         Registry(schema.connect(config.database)).close()
         yield Made(config.database, "the registry and the record")
 
@@ -168,7 +168,7 @@ def _write_new(path: Path, text: str) -> bool:
     return True
 
 
-def _give_to_daemon(path: Path) -> None:
+def give_to_daemon(path: Path) -> None:
     """So that the unprivileged daemon can read what root has made, in a place that is root's."""
     user = _daemon_user()
     if os.geteuid() == 0 and user is not None and owner_of(path.parent) is None:

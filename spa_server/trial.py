@@ -24,6 +24,7 @@ from spa_server import control, marks
 from spa_server.config import CONFIG_PATH, Config, load_config
 from spa_server.firewall import programs
 from spa_server.firewall.backstop import BackstopHeld
+from spa_server.firewall.gate import is_plain
 from spa_server.firewall.kernel import Gate
 from spa_server.gatehouse import Gatehouse
 from spa_server.netlink import NetlinkError
@@ -35,7 +36,7 @@ _ENDS: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 def begin(config: Config, gate: Gate, within_s: float) -> None:
     """Sets the mark and starts the process that will take the gate back.
 
-    A trial during another goes back to what was before that one.
+    A trial during another goes back to what was before that one. Raises Trouble.
     """
     token = secrets.token_hex(8)
     earlier = marks.waiting(config)
@@ -43,6 +44,12 @@ def begin(config: Config, gate: Gate, within_s: float) -> None:
         trial = replace(earlier, token=token)
     else:
         before = gate.ruleset() if gate.is_loaded() else None
+        if before is not None and not is_plain(before):
+            raise Trouble(
+                "the gate that is in force has comments, which this program's has not:"
+                " it could not be taken back to",
+                "make it anew on a console: spa-server gate remove; spa-server gate apply",
+            )
         trial = marks.Trial(token, before, marks.is_wanted(config))
     named = [] if config.path == CONFIG_PATH else [str(config.path)]
     # A hangup must not come between the mark and the process that takes it away.

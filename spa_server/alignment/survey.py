@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 from keys import tomlfile
 from keys.owner import as_owner
+from keys.readfile import read_plain
 from keys.trouble import Trouble
 from spa_server import clock
 from spa_server.alignment import memory
@@ -154,7 +155,7 @@ def _listening(config: Config, reading: _Reading) -> Listening | None:
 
 def _kept(path: Path) -> str | None:
     with as_owner(path):
-        return tomlfile.read_text(path)
+        return tomlfile.read_text(path, how=read_plain)
 
 
 def _policy_texts(config: Config, reading: _Reading) -> PolicyTexts:

@@ -24,6 +24,7 @@ from typing import Final
 
 from keys.owner import as_owner
 from keys.privatefile import new_file
+from keys.readfile import read_plain
 from keys.trouble import Trouble
 from keys.when import rfc3339
 from spa_server.audit.record import Event, Record
@@ -31,6 +32,7 @@ from spa_server.grants import Grant
 from spa_server.replay import Burn
 
 MAX_WAITING: Final = 10_000
+_MAX_NOTE: Final = 64
 _TRUE_ONLY_IF_COMMITTED: Final = {
     Event.KNOCK_ACCEPTED,
     Event.HOLE_OPENED,
@@ -71,7 +73,7 @@ def read_note(path: Path) -> int:
     """The stamp in such a note; 0 where there is none."""
     try:
         with as_owner(path):
-            return int(path.read_bytes())
+            return int(read_plain(path, _MAX_NOTE))
     except (OSError, ValueError, Trouble):
         return 0
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 from keys import schema
 from keys.actor import Actor
 from keys.registry import Registry
+from keys.schema import RegistryError
 from spa_server import clock
 from spa_server.audit import aside
 from spa_server.audit.backlog import Batch, leave_note, read_note
@@ -44,6 +45,8 @@ def what_is_wrong(path: Path) -> str | None:
             found: str = connection.execute("pragma quick_check(1)").fetchone()[0]
     except sqlite3.Error as error:
         return str(error)
+    except RegistryError as error:
+        return error.message
     return None if found == "ok" else found
 
 
@@ -80,9 +83,14 @@ def save_registry(damaged: Path, path: Path) -> list[Saved]:
     A damaged file may have forgotten what was written last: a revocation, for one. Raises
     RegistryError and sqlite3.Error where the new one cannot be made.
     """
-    if damaged.is_dir():
+    try:
+        opened = _read_only(damaged)
+    except (
+        RegistryError,
+        sqlite3.Error,
+    ):  # a directory, a pipe, or one that holds what is not ours
         return [Saved(table, 0, is_whole=False) for table in _TABLES]
-    with closing(schema.connect(path)) as new, closing(_read_only(damaged)) as old:
+    with closing(opened) as old, closing(schema.connect(path)) as new:
         Registry(new)
         return [_copy(old, new, table) for table in _TABLES]
 

@@ -14,6 +14,7 @@ import msgspec
 
 from keys.owner import as_owner
 from keys.privatefile import new_file
+from keys.readfile import read_plain
 from keys.trouble import Trouble
 from keys.when import rfc3339
 from spa_server.audit import retention
@@ -230,6 +231,9 @@ class Upkeep:
             self._ledger.note([Record(event, now_us, detail=detail)], now_us)
 
 
+_MAX_NOTE: Final = 4096
+
+
 def note_in(runtime: Path) -> Path:
     """Where the last checkpoint is noted: beside the control socket, on tmpfs."""
     return runtime / "record.checkpoint"
@@ -245,7 +249,7 @@ def read_note(path: Path) -> Checkpoint | None:
     """The checkpoint in such a file, None where there is none."""
     try:
         with as_owner(path):
-            content = path.read_bytes()
+            content = read_plain(path, _MAX_NOTE)
         return Checkpoint.parse(content.decode("ascii"))
     except (OSError, ValueError, Trouble):
         return None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from keys.console import ExitCode, Parsed, Trouble, note, print_json
+from keys.console import ExitCode, Parsed, Trouble, note, print_json, say
 from keys.when import parse_duration
 from spa_server import control
 from spa_server.commands.common import PROGRAM, ask, explained, json_option
@@ -207,7 +207,8 @@ def gate_show(path: Path | None) -> None:
             hint = f"put it in force: {PROGRAM} gate apply --confirm-within 60s"
             raise Trouble("the gate is not loaded", hint, exit_code=ExitCode.REFUSED)
         ruleset = kernel.ruleset()
-    click.echo(ruleset)
+    for line in ruleset.split("\n"):
+        say(line.replace("\t", "    "))
     _say_observed(ruleset)
 
 

@@ -31,6 +31,7 @@ _CHAIN: Final = re.compile(r"^\s*chain (\w+) \{", re.MULTILINE)
 _OBSERVED: Final = re.compile(
     r"^\s*(?:(\w+) dport (?:\{ )?([\d, -]+?)(?: \})? )?goto observe$", re.MULTILINE
 )
+_FOREIGN: Final = re.compile(r"\b(?:comment|include|define|redefine|undefine)\b|[^\t\n\x20-\x7e]")
 _INDENT: Final = "\n    "
 
 
@@ -72,6 +73,15 @@ def render_again(ruleset: str) -> str:
     chains = _CHAIN.findall(ruleset)
     flushes = "".join(f"flush chain inet {TABLE} {name}\n" for name in chains)
     return f"{ruleset}\n{flushes}{ruleset}\n"
+
+
+def is_plain(ruleset: str) -> bool:
+    """Whether a listing has only what a gate has: no comment, no other file, no control character.
+
+    nft writes comments as they are, quotes and line ends included: what the daemon's user wrote
+    into one would be a statement when root loads the listing again, `include` for one.
+    """
+    return _FOREIGN.search(ruleset) is None
 
 
 def observed_in(script: str) -> Observed:

@@ -14,6 +14,7 @@ Stricter than fwknopd, so that a slip is seen: a file is read once.
 
 import difflib
 import hashlib
+import os
 import re
 import secrets
 import stat
@@ -150,8 +151,11 @@ def _included(setting: Setting) -> list[Path]:
 def _text(path: Path, by: Setting | None) -> str:
     """Bytes that are no UTF-8 can only stand in a key, and are replaced."""
     try:
-        with path.open("rb", buffering=0) as file:
-            status = path.stat()
+        if not path.is_file():  # before it is opened, and again: a device may act, a pipe waits
+            path.stat()
+            raise _unreadable(path, by, "is no file")
+        with open(path, "rb", buffering=0, opener=_without_waiting) as file:
+            status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise _unreadable(path, by, "is no file")
             if status.st_size > MAX_SIZE:
@@ -162,6 +166,10 @@ def _text(path: Path, by: Setting | None) -> str:
     if b"\0" in content:
         raise _unreadable(path, by, "is binary, and no access.conf")
     return content.decode("utf-8", errors="replace")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _unreadable(path: Path, by: Setting | None, why: str) -> Trouble:
