@@ -7,10 +7,10 @@
 It is a UNIX socket of mode 0660: whoever may open it may ask, except for what decides about the
 gate itself, which only root may and the daemon's own user. What a request carries under `by` is
 what its program says of who runs it; whose it is, the kernel says (keys/actor.py). Requests that
-only look cost the daemon one line; none of them waits for anything, but for those that read files: these
-are answered in a thread, one at a time. Of one user so many are answered at once, and the next is
-told to come again: a member of the group who floods it takes neither the daemon's descriptors nor
-root's place.
+only look cost the daemon one line; none of them waits for anything, but for those that read
+files: these are answered in a thread, one at a time. Of one user so many are answered at once,
+and the next is told to come again: a member of the group who floods it takes neither the daemon's
+descriptors nor root's place.
 """
 
 import asyncio
