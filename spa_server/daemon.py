@@ -83,6 +83,8 @@ class Daemon:
         try:
             with ExitStack() as stack:
                 await self._begin(stack)
+                if (problem := self._guard.rulebook.problem) is not None:
+                    _say_what_stays(problem)
                 await self._stopping.wait()
                 self._guard.stop()
         finally:
@@ -227,7 +229,7 @@ class Daemon:
         try:
             self._guard.reload()
         except FileProblem as problem:
-            print(f"spa-server: the policy in force stays; {problem}", file=sys.stderr)
+            _say_what_stays(problem)
 
     def _safely(self, act: Callable[[], object]) -> None:
         """Whatever goes wrong with one thing, the daemon goes on to the next.
@@ -305,6 +307,10 @@ def open_capture(config: Config) -> KnockCapture:
 
     interface = config.capture.removeprefix("interface:")
     return InterfaceCapture(interface, config.knock_port, carriers=config.carriers)
+
+
+def _say_what_stays(problem: FileProblem) -> None:
+    print(f"spa-server: the policy in force stays; {problem}", file=sys.stderr, flush=True)
 
 
 def _tell_systemd(state: str) -> None:

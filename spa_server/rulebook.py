@@ -37,6 +37,8 @@ class Rulebook:
         self.refused_at_us = 0
         self._config = config
         self._roles_of = roles_of
+        self._kept: str | None = None
+        self._before_trial: str | None = None
 
     @property
     def _good(self) -> Path:
@@ -52,6 +54,7 @@ class Rulebook:
             if text is None:
                 raise
             policy = _parse(text, self._good, was_in_force=True)
+            self._kept = text
             self.refuse(problem, clock.now_us())
             return policy
 
@@ -60,6 +63,18 @@ class Rulebook:
         if self.problem is None or str(self.problem) != str(problem):
             self.refused_at_us = now_us
         self.problem = problem
+
+    def begin_trial(self) -> None:
+        """What will be read now may have to be taken back."""
+        self._before_trial = self._kept
+
+    def take_back(self, now_us: int) -> None:
+        """Nobody confirmed what was read during the trial: what was in force before is again."""
+        before, self._before_trial = self._before_trial, None
+        if before is not None and before != self._kept:
+            self._keep(before)
+            problem = "it was on trial and nobody confirmed it"
+            self.refuse(FileProblem(self._config.policy, "", problem), now_us)
 
     def read(self) -> Policy:
         """The policy in the file, read and tested, to be put in force. Raises FileProblem."""
@@ -75,6 +90,7 @@ class Rulebook:
 
     def _keep(self, text: str) -> None:
         """Where it cannot be kept, a restart has to do without."""
+        self._kept = text
         with suppress(Trouble):
             privatefile.write(self._good, text.encode(), overwrite=True)
 

@@ -462,6 +462,8 @@ def test_a_policy_on_trial_gives_nothing_once_it_was_taken_back(
     host.guard.take_back()
     assert [hole.port for hole in host.table.holes] == [5432]
     assert host.hear(host.knock(alice)) == [Status.REFUSED]
+    assert (host.config.database.parent / "policy.good.toml").read_text() == NARROWER
+    assert "nobody confirmed it" in str(host.guard.rulebook.problem)
 
 
 def test_with_a_policy_that_is_not_sound_at_the_start_the_last_good_one_counts(

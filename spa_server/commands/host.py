@@ -12,6 +12,7 @@ from spa_server.commands.common import PROGRAM, ask, explained, json_option
 from spa_server.commands.gate import observing
 from spa_server.commands.offers import identities
 from spa_server.config import load_config
+from spa_server.control import DaemonRefused
 
 
 @click.command(
@@ -172,5 +173,8 @@ def reload(path: Path | None) -> None:
 
     One that is not sound changes nothing.
     """
-    answer = ask(load_config(path), do="reload")
+    try:
+        answer = ask(load_config(path), do="reload")
+    except DaemonRefused as refused:
+        raise Trouble(refused.message, "the policy in force stays") from None
     note(f"The policy is in force: {answer['roles']} roles.")
