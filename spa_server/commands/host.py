@@ -95,9 +95,16 @@ def status(path: Path | None, as_json: bool) -> None:
         print_json(answer)
         return
     for name, value in answer.items():
-        text = ", ".join(map(str, value)) if isinstance(value, list) else value
-        say(f"{name.replace('_', ' '):<17}  {text}".rstrip())
+        say(f"{name.replace('_', ' '):<20}  {_in_words(value)}")
     observing(everything=answer["mode"] == "observe", accesses=answer["observed"])
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value in (None, "") else str(value)
 
 
 @click.command(
