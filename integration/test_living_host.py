@@ -443,7 +443,7 @@ def test_check_goes_with_the_operator_from_nothing_to_a_sound_host(asking: Askin
     assert asking.findings() == ["nobody-enrolled", "gate-not-loaded"]
     told = asking.ask("check", exit_code=1).splitlines()
     assert told[0].startswith("error: nobody-enrolled: no key is enrolled")
-    assert "  -> spa-keys enroll IDENTITY --key '...' --role ROLE" in told
+    assert "  -> spa-keys invite IDENTITY --role ROLE; who was invited has yet to join" in told
     site.enrol_key("alice", asking.alice.generate(), "clerk")
     assert asking.findings() == ["nobody-reaches-ssh", "gate-not-loaded"]
     site.keys("grant", "alice", "oops")

@@ -276,7 +276,7 @@ def test_the_operator_is_told(scene: Scene) -> None:
     assert loud in scene.site.server("gate", "show").stderr
     shown = scene.site.server("status")
     assert loud in shown.stderr
-    assert f"{'mode':<17}  observe\n" in shown.stdout
+    assert f"{'mode':<20}  observe\n" in shown.stdout
     assert (scene.site.status()["mode"], scene.site.status()["observed"]) == ("observe", [])
     assert scene.site.events("gate.applied")[-1]["detail"]["observed"] == "every port"
 

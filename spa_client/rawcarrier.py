@@ -146,5 +146,5 @@ def _layers(carrier: Carrier) -> _Layers:
     try:
         return _Layers()
     except ImportError:
-        hint = f"pip install 'spaknock[raw]'; or {_INSTEAD}"
+        hint = f"{sys.executable} -m pip install scapy; or {_INSTEAD}"
         raise Trouble(f"the carrier {carrier} needs scapy", hint) from None

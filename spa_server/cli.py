@@ -46,7 +46,7 @@ def main(ctx: click.Context, config: Path | None) -> None:
     \b
     Setting a host up, as root:
       spa-server init                          configuration, policy, key, registry
-      spa-keys enroll alice --key '...' --role admin
+      spa-keys invite alice --role admin       a line for her to join by
       spa-server check                         who could get in?
       spa-server gate apply --confirm-within 60s
       spa-server run                           or: systemctl enable --now spa-gate spa-server

@@ -183,6 +183,10 @@ class Answer(dict[str, Any]):
         )
 
 
+class DaemonRefused(Trouble):
+    """The daemon was asked, and did not do it."""
+
+
 def ask(
     path: Path, request: dict[str, Any], *, within_s: float = _ANSWER_WITHIN_S
 ) -> dict[str, Any]:
@@ -214,5 +218,5 @@ def ask(
             f"the daemon at {path} gave no answer", "see its record: spa-server audit"
         ) from None
     if not answer.pop("ok", False):
-        raise Trouble(f"the daemon says: {answer.get('error', 'no')}")
+        raise DaemonRefused(f"the daemon says: {answer.get('error', 'no')}")
     return answer

@@ -91,6 +91,8 @@ class Daemon:
         try:
             with ExitStack() as stack:
                 await self._begin(stack)
+                if (problem := self._guard.rulebook.problem) is not None:
+                    self._say(f"the policy in force stays; {problem}")
                 await self._stopping.wait()
                 self._guard.stop()
         finally:

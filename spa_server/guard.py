@@ -402,6 +402,9 @@ class Guard:
         where that cannot be done.
         """
         now_us = clock.now_us()
+        begins_trial = self.gatehouse.is_on_trial and not self._on_trial
+        if begins_trial:
+            self.rulebook.begin_trial()
         try:
             policy = self.rulebook.read()
             self.gatehouse.reread(policy, may_close=gate_too)
@@ -409,7 +412,7 @@ class Guard:
             self.rulebook.refuse(problem, now_us)
             self._note_refused(problem, now_us, actor)
             raise
-        if self.gatehouse.is_on_trial and not self._on_trial:
+        if begins_trial:
             self._on_trial, self._before_trial = True, self.policy
         self._put_in_force(policy, None, actor, gate_too=gate_too)
         if gate_too and self.enforcement.gate_in_doubt:
@@ -454,6 +457,7 @@ class Guard:
             self.gatehouse.take_back()
             self._end_trial()
             if before is not None:
+                self.rulebook.take_back(clock.now_us())
                 self._put_in_force(before, _NOT_CONFIRMED, actor)
             elif begun is not None and begun.before is not None:
                 self.gatehouse.held = begun.before

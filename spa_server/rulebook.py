@@ -40,6 +40,7 @@ class Rulebook:
         self.text = ""
         self._config = config
         self._roles_of = roles_of
+        self._before_trial = ""
 
     @property
     def _good(self) -> Path:
@@ -65,6 +66,18 @@ class Rulebook:
             self.refused_at_us = now_us
         self.problem = problem
 
+    def begin_trial(self) -> None:
+        """What will be read now may have to be taken back."""
+        self._before_trial = self.text
+
+    def take_back(self, now_us: int) -> None:
+        """Nobody confirmed what was read during the trial: what was in force before is again."""
+        before, self._before_trial = self._before_trial, ""
+        if before and before != self.text:
+            self._keep(before)
+            problem = "it was on trial and nobody confirmed it"
+            self.refuse(FileProblem(self._config.policy, "", problem), now_us)
+
     def read(self) -> Policy:
         """The policy in the file, read and tested, to be put in force. Raises FileProblem."""
         path = self._config.policy
@@ -74,12 +87,12 @@ class Rulebook:
         policy = policy_of(text, path)
         check_tests(policy, path, self._config.shared_sources, self._roles_of)
         self.problem = None
-        self.text = text
         self._keep(text)
         return policy
 
     def _keep(self, text: str) -> None:
         """Where it cannot be kept, a restart has to do without."""
+        self.text = text
         with suppress(Trouble):
             privatefile.write(self._good, text.encode(), overwrite=True)
 

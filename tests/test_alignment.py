@@ -489,6 +489,16 @@ def test_where_two_listings_part(edit: tuple[str, str], told: str | None) -> Non
     assert first_difference(LISTED.replace(*edit), LISTED) == told
 
 
+def test_the_order_of_blocks_means_nothing() -> None:
+    """An upgrade makes what is new behind what is there."""
+    counter, judge, deny = (
+        LISTED.removeprefix("table inet spa {\n").removesuffix("}\n").split("\n\n")
+    )
+    other = "\n\n".join((deny.rstrip(), counter, judge))
+    assert first_difference(f"table inet spa {{\n{other}\n}}\n", LISTED) is None
+    assert first_difference(f"table inet spa {{\n{counter}\n\n{deny}}}\n", LISTED) is not None
+
+
 # What surrounds the gate
 
 

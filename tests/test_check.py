@@ -93,7 +93,7 @@ def test_nothing_is_found_where_somebody_reaches_ssh(people: People) -> None:
 def test_nobody_is_enrolled(people: People) -> None:
     (finding,) = people.findings()
     assert (finding.name, finding.severity) == ("nobody-enrolled", Severity.ERROR)
-    assert finding.advice.startswith("spa-keys enroll ")
+    assert finding.advice.startswith("spa-keys invite ")
 
 
 @pytest.mark.parametrize("how", ["revoked", "expired"])

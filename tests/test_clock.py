@@ -14,6 +14,7 @@ from spa_server.clock import ClockWatch
 from tests.world import NOW_US, World
 
 SECOND_US = 1_000_000
+UNITS = Path(__file__).parent.parent / "packaging" / "systemd"
 
 
 @pytest.fixture
@@ -55,6 +56,18 @@ def test_the_offset_is_the_same_a_moment_later() -> None:
 def test_the_boot_has_a_name_of_its_own() -> None:
     assert len(clock.boot_id()) == 36
     assert clock.boot_id() == clock.boot_id()
+
+
+def test_a_unit_is_told_the_name_by_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container its own /proc has the kernel's, which is another than root sees there."""
+    monkeypatch.setenv("SPA_BOOT_ID", "ff6882d4f87546ac9b245e0206b1845a")
+    assert clock.boot_id() == "ff6882d4-f875-46ac-9b24-5e0206b1845a"
+
+
+@pytest.mark.parametrize("unit", ["spa-gate", "spa-server"])
+def test_each_unit_tells_the_name_of_the_boot(unit: str) -> None:
+    told = (UNITS / f"{unit}.service").read_text(encoding="utf-8")
+    assert "\nEnvironment=SPA_BOOT_ID=%b\n" in told
 
 
 def test_the_watch_sleeps_while_nobody_sets_the_clock(watch: ClockWatch) -> None:

@@ -493,6 +493,8 @@ def test_a_policy_on_trial_gives_nothing_once_it_was_taken_back(
     host.guard.take_back(OPERATOR)
     assert [hole.port for hole in host.table.holes] == [5432]
     assert host.hear(host.knock(alice)) == [Status.REFUSED]
+    assert (host.config.database.parent / "policy.good.toml").read_text() == NARROWER
+    assert "nobody confirmed it" in str(host.guard.rulebook.problem)
 
 
 def test_a_host_that_a_trial_has_closed_is_as_open_again_as_it_was(

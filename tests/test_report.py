@@ -286,7 +286,7 @@ def test_without_the_libraries_it_says_what_to_install(host: Host) -> None:
     )
     assert done.returncode == 4
     assert "pygal" in done.stderr
-    assert "pip install 'spaknock[report]'" in done.stderr
+    assert "-m pip install '.[report]', in the checkout" in done.stderr
     assert done.stderr.count("\n") == 1
     assert subprocess.run([*command, "--json"], capture_output=True, check=False).returncode == 0
 

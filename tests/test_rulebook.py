@@ -93,3 +93,30 @@ def test_a_host_of_0_1_0_begins_with_what_was_in_force_and_is_told(config: Confi
     config.policy.write_text(written)
     assert str(book.read().always_open[0].sources) == "anywhere"
     assert book.problem is None
+
+
+def test_what_nobody_confirmed_is_not_what_a_restart_takes(config: Config) -> None:
+    """And the file is not the policy in force, until it is read again."""
+    config.policy.write_text(GOOD)
+    book = Rulebook(config, lambda _identity: frozenset({"ops"}))
+    book.begin()
+    book.begin_trial()
+    config.policy.write_text(OPEN_TO_ALL.replace('["web"]', '["web"]\nfrom = "anywhere"'))
+    book.read()
+    book.take_back(7)
+    assert (config.database.parent / "policy.good.toml").read_text() == GOOD
+    assert "nobody confirmed it" in str(book.problem)
+    assert book.refused_at_us == 7
+    config.policy.write_text(GOOD)
+    book.read()
+    assert book.problem is None
+
+
+def test_a_trial_of_the_gate_alone_leaves_the_policy_in_force(config: Config) -> None:
+    config.policy.write_text(GOOD)
+    book = Rulebook(config, lambda _identity: frozenset({"ops"}))
+    book.begin()
+    book.begin_trial()
+    book.read()
+    book.take_back(7)
+    assert book.problem is None

@@ -61,8 +61,18 @@ def first_difference(listed: str, planned: str) -> str | None:
 
 
 def _lines(listing: str) -> list[str]:
-    bare = (_COUNTED.sub("", line).strip() for line in listing.splitlines())
-    return [" ".join(line.split()) for line in bare if line]
+    """Block by block, by name: nft lists them as they were made, in place after an upgrade."""
+    bare = (" ".join(_COUNTED.sub("", line).split()) for line in listing.splitlines())
+    outside: list[str] = []
+    blocks: list[list[str]] = []
+    is_inside = False
+    for line in filter(None, bare):
+        if not is_inside and _BLOCK.match(line) and line.endswith("{"):
+            blocks.append([])
+            is_inside = True
+        (blocks[-1] if is_inside else outside).append(line)
+        is_inside = is_inside and line != "}"
+    return outside + [line for block in sorted(blocks) for line in block]
 
 
 def _short(line: str) -> str:

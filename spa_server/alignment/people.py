@@ -54,7 +54,7 @@ def check_people(policy: Policy, people: People) -> Iterator[Finding]:
             "nobody-enrolled",
             "registry",
             "no key is enrolled: with the gate in force nobody can get in",
-            "spa-keys enroll IDENTITY --key '...' --role ROLE",
+            "spa-keys invite IDENTITY --role ROLE; who was invited has yet to join",
         )
     elif not any(_reaches_ssh(policy, people.roles.get(name, ())) for name in people.active):
         yield Finding(

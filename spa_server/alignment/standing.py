@@ -77,7 +77,7 @@ def check_listing(listed: str, planned: str) -> Iterator[Finding]:
             "gate-differs",
             "gate",
             f"the gate in the kernel is not what policy and configuration ask for: {difference}",
-            "put it right: spa-server reload, or without a daemon: spa-server gate apply",
+            "put it right: spa-server gate apply --confirm-within 60s",
         )
 
 
@@ -163,7 +163,8 @@ def check_files(daemon: Daemon, policy: PolicyTexts) -> Iterator[Finding]:
             "config-changed",
             "server.toml",
             "server.toml was changed after the daemon read it",
-            "systemctl restart spa-server; holes and sessions live on",
+            "systemctl restart spa-server; holes and sessions live on. Where mode or observe closes"
+            " what is open, on trial: spa-server gate apply --confirm-within 60s",
         )
     if policy.in_force is not None and policy.on_disk not in (None, policy.in_force):
         yield Finding(

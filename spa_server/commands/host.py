@@ -12,6 +12,7 @@ from spa_server.commands import offers
 from spa_server.commands.common import PROGRAM, ask, explained, json_option
 from spa_server.commands.gate import observing
 from spa_server.config import load_config
+from spa_server.control import DaemonRefused
 
 
 @click.command(
@@ -105,9 +106,16 @@ def status(path: Path | None, as_json: bool) -> None:
         print_json(answer)
         return
     for name, value in answer.items():
-        text = ", ".join(map(str, value)) if isinstance(value, list) else value
-        say(f"{name.replace('_', ' '):<17}  {text}".rstrip())
+        say(f"{name.replace('_', ' '):<20}  {_in_words(value)}")
     observing(everything=answer["mode"] == "observe", accesses=answer["observed"])
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value in (None, "") else str(value)
 
 
 @click.command(
@@ -193,5 +201,8 @@ def reload(path: Path | None) -> None:
 
     One that is not sound changes nothing.
     """
-    answer = ask(load_config(path), do="reload")
+    try:
+        answer = ask(load_config(path), do="reload")
+    except DaemonRefused as refused:
+        raise Trouble(refused.message, "the policy in force stays") from None
     note(f"The policy is in force: {answer['roles']} roles.")

@@ -1,6 +1,7 @@
 """`spa-server report`: one page about a host that an auditor can keep."""
 
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -102,7 +103,8 @@ def _check(html: Path, *, force: bool) -> None:
         from spa_server.report import page  # noqa: F401 - whether it can be
     except ImportError as error:
         what = f"the page needs {error.name or 'a library'}, which is not installed"
-        raise Trouble(what, "pip install 'spaknock[report]'; or use --json") from None
+        hint = f"{sys.executable} -m pip install '.[report]', in the checkout; or use --json"
+        raise Trouble(what, hint) from None
     if not force and (html.exists() or html.is_symlink()):
         raise Trouble(f"{html} exists already", "choose another name, or --force")
     if html.exists() and not (html.is_file() or html.is_dir()):
