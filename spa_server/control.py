@@ -187,9 +187,7 @@ class DaemonRefused(Trouble):
     """The daemon was asked, and did not do it."""
 
 
-def ask(
-    path: Path, request: dict[str, Any], *, within_s: float = _ANSWER_WITHIN_S
-) -> dict[str, Any]:
+def ask(path: Path, request: dict[str, Any], *, within_s: float | None = None) -> dict[str, Any]:
     """The daemon's answer to one request. Raises NoDaemon, or Trouble when it says no.
 
     `within_s` is for the whole answer, however it drips.
@@ -200,7 +198,7 @@ def ask(
             connection.settimeout(TIMEOUT_S)
             connection.connect(str(path))
             connection.sendall(json.dumps(asked).encode() + b"\n")
-            line = read_line(connection, _MAX_ANSWER, within_s)
+            line = read_line(connection, _MAX_ANSWER, within_s or _ANSWER_WITHIN_S)
     except (FileNotFoundError, ConnectionRefusedError):
         hint = "start it: systemctl start spa-server"
         raise NoDaemon(f"no daemon answers at {path}", hint) from None

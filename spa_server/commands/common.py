@@ -88,7 +88,7 @@ def ask(config: Config, **request: Any) -> dict[str, Any]:
 def must_not_run(config: Config) -> None:
     """Raises Trouble while a daemon holds the database open."""
     try:
-        ask(config, do="status")
+        control.ask(config.control, {"do": "status"}, within_s=control.TIMEOUT_S)
     except control.NoDaemon:
         return
     except Trouble:
