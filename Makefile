@@ -3,12 +3,12 @@
 # make check   lint, types and import contracts alone
 # make bench   ours and fwknopd side by side, half an hour (as root); make bench-quick in three minutes
 # make attack  what people who mean harm do, against hosts of namespaces of their own (as root)
-# make unit    the tests that need no root
+# make unit    the tests that need no root; make unit-elsewhere: on each other Python that is there
 # make format  formats the code
 
 BIN := .venv/bin
 
-.PHONY: demo test check unit integration attack bench bench-quick format clean
+.PHONY: demo test check unit unit-elsewhere integration attack bench bench-quick format clean
 .NOTPARALLEL:
 
 demo:
@@ -27,6 +27,8 @@ check: ready
 # to one process; the tests that measure the machine, or touch it, have it alone afterwards.
 unit: ready
 	$(BIN)/pytest tests -n 3
+
+unit-elsewhere: ready
 	scripts/unit-elsewhere -n 3 -q
 
 integration: ready
