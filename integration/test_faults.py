@@ -446,7 +446,9 @@ def test_where_the_kernel_refuses_a_hole_the_client_is_told(without_nft: Without
     site, server, client, alice = scene.site, scene.server, scene.client, scene.alice
     before = {event: len(site.events(event)) for event in ("knock.refused", "hole.opened")}
     without_nft.break_nft()
-    break_holes = "flush chain inet spa judge; flush chain inet spa cut; delete set inet spa holes4"
+    asking = ("judge", "cut", "complete", "begin")
+    flushes = "; ".join(f"flush chain inet spa {chain}" for chain in asking)
+    break_holes = f"{flushes}; delete set inet spa holes4"
     server.run(["nft", break_holes])
     wait_until(lambda: site.events("gate.failed"))
     knock = alice.knock(client, "tcp/80", check=False)

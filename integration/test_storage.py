@@ -133,7 +133,8 @@ def test_what_was_served_unrecorded_is_never_served_again(serves: Scene) -> None
     site, other = serves.site, serves.other
     with other.new_socket(socket.AF_INET, socket.SOCK_DGRAM) as knocking:
         knocking.bind(("", KNOCK_PORT))
-        options = ("--source", "none", "--no-reply", "--lifetime", "10m")
+        target = ("--target", str(site.host.v4))
+        options = (*target, "--source", "none", "--no-reply", "--lifetime", "10m")
         serves.alice.knock_at(serves.client, other.v4, "tcp/22", *options)
         recorded = knocking.recv(1000)
         serves.fill()

@@ -129,9 +129,9 @@ class Gatehouse:
         FileProblem, and keeps what it had.
         """
         config = reread(self.config)
+        plan_observed(config, policy)
         if not may_close and self.is_wanted:
             _must_stay_open(self.config, config)
-        plan_observed(config, policy)
         if config.carriers != self.config.carriers and (why := why_not_raw(config.carriers)):
             raise FileProblem(config.path, "carriers", why)
         if self.is_on_trial and self._before_trial is None:
