@@ -458,7 +458,9 @@ def test_the_capture_at_an_interface_hears_them_too(lab: Lab, version: int) -> N
     for carrier in CARRIERS[1:]:
         scene.inject(carrier, secrets.token_bytes(DATAGRAM_SIZE), version)
     time.sleep(0.3)
-    assert [e for e in scene.site.events("knock") if e["reason"] == "unknown-key"] == []
+    # A client that wants no reply also knocks under a spare tag, by UDP, which nobody waits for here.
+    unknown = [e for e in scene.site.events("knock") if e["reason"] == "unknown-key"]
+    assert [e for e in unknown if "carrier" in e["detail"]] == []
 
 
 def test_without_cap_net_raw_the_daemon_says_so_and_needs_it_for_no_datagram(lab: Lab) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from keys.text import printable
-from spa_server.firewall import programs
+from spa_server.firewall import backstop, programs
 from spa_server.firewall.kernel import FirewallError
 
 TableName: TypeAlias = tuple[str, str]
@@ -161,8 +161,22 @@ def parse_ruleset(text: str) -> Ruleset:
 
 
 def read_ruleset() -> Ruleset:
-    """The ruleset of the caller's network namespace. Raises FirewallError."""
-    found = parse_ruleset(_nft("--json", "--terse", "list", "ruleset"))
+    """The ruleset of the network namespace, but for our own backstop. Raises FirewallError.
+
+    Table by table: of a table that outlives its owner nft 1.0.6 writes flags that are no JSON, and
+    leaves out all that comes after it.
+    """
+    tables = [tuple(line.split()[1:3]) for line in _nft("list", "tables").splitlines()]
+    listed = [
+        parse_ruleset(_nft("--json", "--terse", "list", "table", *table))
+        for table in tables
+        if table != ("inet", backstop.TABLE)
+    ]
+    found = Ruleset(
+        [chain for each in listed for chain in each.chains],
+        [rule for each in listed for rule in each.rules],
+        [flowtable for each in listed for flowtable in each.flowtables],
+    )
     foreign = {(rule.family, rule.table) for rule in found.rules if _has_target(rule)}
     texts = {table: _texts(table) for table in foreign}
     rules = [
