@@ -458,7 +458,7 @@ def test_the_capture_at_an_interface_hears_them_too(lab: Lab, version: int) -> N
     for carrier in CARRIERS[1:]:
         scene.inject(carrier, secrets.token_bytes(DATAGRAM_SIZE), version)
     time.sleep(0.3)
-    # A client that wants no reply also knocks under a spare tag, by UDP, which nobody waits for here.
+    # A client that wants no reply also knocks under a spare tag, by UDP; here nobody waits for it.
     unknown = [e for e in scene.site.events("knock") if e["reason"] == "unknown-key"]
     assert [e for e in unknown if "carrier" in e["detail"]] == []
 
