@@ -277,7 +277,7 @@ class TestRotation:
         assert scene.knock(person, "tcp/22").returncode == 0
 
     def test_a_cut_session_ends_with_the_key_that_began_it(self, scene: Scene) -> None:
-        """By ADR 18: a session belongs to its key. The new one holds the hole and connects again."""
+        """By ADR 18: a session is its key's. The new key holds the hole, and connects again."""
         person = scene.person("dba")
         line = scene.spa_keys(person, "rotate").strip()
         scene.site.keys("enroll", person.name, "--key", line, "--replaces", person.key_id())
