@@ -206,7 +206,7 @@ def test_the_gate_is_back_at_once_with_what_was_left_of_each_hole(
         now_left_s = scene.remaining_s()["tcp/22"]
         assert abs(left_s - now_left_s - (time.monotonic() - asked_at_s)) < 2
     print(f"{damage}: {statistics.median(took_s) * 1000:.0f} ms, at worst {max(took_s):.3f} s")
-    # How long is no promise: the backstop stands meanwhile. A retry would show, which waits a second.
+    # How long is no promise: the backstop stands meanwhile. A retry, after a second, would show.
     assert max(took_s) < 1
 
     scene.wait_until_heard()

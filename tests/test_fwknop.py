@@ -254,7 +254,7 @@ def test_a_stanza_that_has_expired_is_left_out(line: str, tmp_path: Path) -> Non
         ("SOURCE ANY\nACCESS_EXPIRE 01/01/1950", "ACCESS_EXPIRE: out of range"),
         ("SOURCE ANY\nACCESS_EXPIRE_EPOCH never", "ACCESS_EXPIRE_EPOCH: no seconds since 1970"),
         ("SOURCE ANY\n%include gone.conf", "{file}:2: %include: {folder}/gone.conf cannot be read"),
-        ("%include .", "{file}:1: %include: {folder} cannot be read: is a directory"),
+        ("%include .", "{file}:1: %include: {folder} is no file"),
         ("%include_folder gone", "{file}:1: %include_folder: {folder}/gone is no directory"),
         ("%include access.conf", "{file}:1: %include: {file} is read already, from the beginning"),
         ("SOURCE ANY\nKEY " + "x" * MAX_LINE, "{file}:2: longer than the 1023 characters"),
@@ -281,7 +281,7 @@ def run(*arguments: str, config: Path | None = None) -> Result:
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     for path, message in (
         (tmp_path / "gone", "gone cannot be read: no such file or directory"),
-        (tmp_path, "cannot be read: is a directory"),
+        (tmp_path, "is no file"),
         (Path("/dev/null"), "/dev/null is no file"),
     ):
         done = run("import-fwknop", str(path))
