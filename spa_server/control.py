@@ -133,6 +133,7 @@ class ControlServer:
             with suppress(OSError, ValueError, asyncio.TimeoutError):
                 async with asyncio.timeout(TIMEOUT_S):
                     line = await reader.readline()
+                async with asyncio.timeout(_ANSWER_WITHIN_S):  # while knocks have the loop
                     writer.write(json.dumps(await self._answer(line, user)).encode() + b"\n")
                     await writer.drain()
             if writer.transport.get_write_buffer_size():
