@@ -129,6 +129,7 @@ class ControlServer:
             writer.close()
             return
         self._clients[user] += 1
+        writer.transport.set_write_buffer_limits(0)  # `drain` waits until all of it is written
         try:
             with suppress(OSError, ValueError, asyncio.TimeoutError):
                 async with asyncio.timeout(TIMEOUT_S):
