@@ -418,5 +418,6 @@ def test_the_daemon_cannot_do_what_it_is_asked(running: Site) -> None:
     running.write_policy("[services]\nssh = 'tcp/0'\n")
     file = f"{running.directory}/policy.toml"
     expected = f"the daemon says: {file}: services.ssh: 0-0 is no range of ports from 1 to 65535"
+    expected += "; the policy in force stays"
     check_line("spa-server", running.server("reload", check=False), TROUBLE, expected)
     assert running.is_up()

@@ -101,13 +101,17 @@ class Scene:
         return self.server.v4 if version == 4 else self.server.v6
 
     def serves(self) -> None:
-        """A valid knock, sent after everything else, is granted: so all of that was judged.
+        """A valid knock, sent after everything else, is granted; then all of that has been judged.
 
-        Several knock in turn, since nobody may send more than 20 a second.
+        Several knock in turn, since nobody may send more than 20 a second. The daemon may judge
+        theirs before what others sent, so what waits is waited for.
         """
         reply = next(self._callers).ask("tcp/80")
         assert reply is not None
         assert reply.status is Status.GRANTED
+        wait_until(
+            lambda: self.site.status()["waiting"] == 0, within_s=30, what="everything to be judged"
+        )
 
     def holes_from(self, source: Address) -> int:
         return sum(hole.source == source for hole in holes_in_kernel(self.server))

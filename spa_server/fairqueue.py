@@ -34,6 +34,9 @@ class FairQueue:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
+    def __len__(self) -> int:
+        return sum(len(lane) for lanes in self._waiting.values() for lane in lanes.values())
+
     def put(self, datagrams: Iterable[Datagram]) -> int:
         """They wait from now on; how many did not find room."""
         dropped = 0

@@ -89,6 +89,7 @@ def _status(guard: Guard, _request: Request) -> dict[str, Any]:
         "reviews_due": len(guard.policy.reviews_due(datetime.now(UTC).date())),
         "roles": len(guard.policy.roles),
         "remembered": len(guard.reception.window),
+        "waiting": len(guard.waiting),
         **{name: count.packets for name, count in sorted(counters.items())},
         "hindered": guard.answers_trouble,
         "lost": guard.recorder.lost,

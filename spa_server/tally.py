@@ -20,7 +20,7 @@ Kind = TypeVar("Kind")
 Party = TypeVar("Party", bound=Hashable)
 
 INTERVAL_US: Final = 10_000_000
-OF_ONE: Final = 64
+OF_ONE: Final = 128
 OF_ALL: Final = 400
 PARTIES: Final = 4096
 
