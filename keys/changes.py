@@ -62,7 +62,11 @@ class Changes:
         self._note(action, identity, public.key_id, _expiry(expires_at_us))
 
     def approve(self, key: EnrolledKey, expires_at_us: int | None) -> None:
-        """A pending key that may knock from now on, for the identity that it is given with."""
+        """A pending key that may knock from now on, for the identity that it is given with.
+
+        Where it was another's, it takes the place of none of theirs, nor they of it.
+        """
+        self._db.table("replacement").delete_where("? in (old_key_id, new_key_id)", [key.key_id])
         self._db.table("identity").insert(
             {"name": key.identity, "created_at_us": self._now_us}, ignore=True
         )
@@ -106,10 +110,18 @@ class Changes:
         detail = f"replaced by {new_key_id}, {_expiry(expires_at_us)} at the latest"
         self._note(Action.KEY_RENEWED, old.identity, old.key_id, detail)
 
-    def revoke(self, head: Head, detail: str = "") -> None:
-        """A key or an invite that is no longer good."""
+    def revoke(self, head: Head) -> None:
+        """A key or an invite that is no longer good, and that no other key stands for."""
         self._drop_replacement(head.key_id)
-        self._db.table(head.kind).update(head.key_id, {"revoked_at_us": self._now_us})
+        self._end(head)
+
+    def succeed(self, head: Head, new_key_id: str) -> None:
+        """A key that ends because its replacement was used: that stands for it from now on."""
+        self._end(head, f"replaced by {new_key_id}")
+
+    def _end(self, head: Head, detail: str = "") -> None:
+        at_us = self._now_us if head.revoked_at_us is None else head.revoked_at_us
+        self._db.table(head.kind).update(head.key_id, {"revoked_at_us": at_us})
         self._note(_REVOKED[head.kind], head.identity, head.key_id, detail)
 
     def grant(self, identity: str, roles: Iterable[str], before: frozenset[str]) -> None:

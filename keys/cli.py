@@ -225,7 +225,8 @@ def revoke(name: str, yes: bool, database: Path, control: Path) -> None:
     """Revokes a key, or all keys and invites of an identity.
 
     At once and for good: holes that are open by them close. The identity keeps its roles for a new
-    key. At a terminal it asks before it takes more than one.
+    key. Of a key that was rotated before, what it began ends, though the new key may go on. At a
+    terminal it asks before it takes more than one.
     """
     with opened(database) as registry:
         heads = registry.revocable(name)

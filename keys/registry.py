@@ -13,7 +13,8 @@
 7.  Revoking an identity revokes its invites as well, those for its first key included.
 8.  A key may be enrolled to replace another of its identity. Both are good until the new one is
     used for the first time, which revokes the old one, or until the overlap ends. Enrolling the
-    old one again keeps it.
+    old one again keeps it. Once used, the new one stands for the old one, until an operator revokes
+    the old one, which says that it is in other hands.
 9.  Each change and its entry in `registry_change` are one transaction.
 
 No method reads a clock: the caller passes the time, in microseconds since the Unix epoch.
@@ -23,6 +24,7 @@ import contextlib
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Final
 
 from keys import schema
 from keys.changes import Refused
@@ -52,6 +54,9 @@ __all__ = [
     "Waiting",
     "opened",
 ]
+
+_SELECT_REPLACEMENTS: Final = """
+    SELECT old_key_id, new_key_id FROM replacement JOIN "key" ON key_id = old_key_id"""
 
 
 class Registry(Joining):
@@ -125,18 +130,19 @@ class Registry(Joining):
 
     def replacing(self) -> frozenset[str]:
         """The ids of the keys whose first use ends another: to be told to `replaced`."""
-        rows = self._rows("SELECT DISTINCT new_key_id FROM replacement")
-        return frozenset(key_id for (key_id,) in rows)
+        return frozenset(self.replacements().values())
 
     def replacements(self) -> dict[str, str]:
         """Of each key that is being replaced, the id of the one that takes its place."""
-        rows = self._rows("SELECT old_key_id, new_key_id FROM replacement")
-        return {str(old): str(new) for old, new in rows}
+        return self._pairs(f"{_SELECT_REPLACEMENTS} WHERE revoked_at_us IS NULL")
+
+    def successions(self) -> dict[str, str]:
+        """Of each key that was replaced, the id of the one that stands for it (rule 8)."""
+        return self._pairs(f"{_SELECT_REPLACEMENTS} WHERE revoked_at_us IS NOT NULL")
 
     def replaced_by(self, new_key_id: str) -> list[EnrolledKey]:
         """The keys that end when this one is first used."""
-        sql = "SELECT old_key_id FROM replacement WHERE new_key_id = ? ORDER BY old_key_id"
-        ids = [key_id for (key_id,) in self._rows(sql, new_key_id)]
+        ids = sorted(old for old, new in self.replacements().items() if new == new_key_id)
         return [key for key in map(self.key, ids) if key is not None]
 
     def replaced(self, new_key_id: str, now_us: int) -> list[str]:
@@ -144,7 +150,7 @@ class Registry(Joining):
         with self._changing(now_us, f"key:{new_key_id}") as changes:
             ids = [key.key_id for key in self.replaced_by(new_key_id)]
             for head in filter(None, map(self._head, ids)):
-                changes.revoke(head, f"replaced by {new_key_id}")
+                changes.succeed(head, new_key_id)
         return ids
 
     def revoke(self, identity_or_key_id: str, *, now_us: int, actor: str) -> list[str]:
@@ -171,6 +177,8 @@ class Registry(Joining):
         if len(named) != 1:
             raise Refused(f"{identity_or_key_id} has no key left to revoke")
         (gone,) = named
+        if gone.key_id in self.successions():
+            return named
         if gone.revoked_at_us is None:
             raise Refused(f"invite {gone.key_id} was used already", "revoke the key that joined")
         raise Refused(
@@ -251,6 +259,9 @@ class Registry(Joining):
             how_many = f"{len(live)} other keys" if live else "no other key"
             raise Refused(f"{text!r} names {how_many} of {identity}", "name one by its id")
         return live[0]
+
+    def _pairs(self, sql: str) -> dict[str, str]:
+        return {str(old): str(new) for old, new in self._rows(sql)}
 
     def _named(self, text: str) -> list[Head]:
         """What the id of a key, the name of an identity or the beginning of an id stands for."""

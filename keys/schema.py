@@ -6,7 +6,7 @@ The daemon keeps its own tables in the same file, with a migration set of its ow
     identity_role    which roles an identity has; what a role allows is the policy's matter
     key              the public keys of identities, those included that were revoked or have expired
     invite           public halves of invites, which may only join
-    replacement      keys that end when the one that replaces them is first used
+    replacement      keys that end when the one that replaces them is first used, or have so ended
     registry_change  what was changed, when and by whom; written together with each change
 
 A change to this module's tables is a new migration, never an edit of an old one.
@@ -124,7 +124,7 @@ def _approval(db: Database) -> None:
 
 @migrations(name="0003_replacement")
 def _replacement(db: Database) -> None:
-    """Keys that are being replaced, and by which; done with, when the old one is revoked."""
+    """Keys that are being replaced, or were, and by which."""
     for statement in (
         """CREATE TABLE replacement (
             old_key_id TEXT PRIMARY KEY NOT NULL REFERENCES "key" (key_id),

@@ -5,7 +5,7 @@ is the truth; this is read again, for the keys concerned, whenever another proce
 """
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -22,11 +22,15 @@ Entry: TypeAlias = EnrolledKey | EnrolledInvite
 
 @dataclass(slots=True)
 class Refreshed:
-    """What a look at the registry has changed: tags to admit and to withdraw, and the changes."""
+    """What a look at the registry has changed: tags to admit and to withdraw, and the changes.
+
+    `disowned` are all keys that were replaced, where no other stands for one of them any more.
+    """
 
     admit: list[Tag] = field(default_factory=list)
     withdraw: list[bytes] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
+    disowned: frozenset[str] = frozenset()
 
 
 class Directory:
@@ -39,12 +43,14 @@ class Directory:
         self._keys: dict[str, EnrolledKey] = {}
         self._roles: dict[str, frozenset[str]] = {}
         self._expiries: list[tuple[int, str]] = []
+        self._successions: dict[str, str] = {}
         self._last_change_id = 0
 
     def load(self, now_us: int) -> None:
         """Reads the whole registry. A key that cannot be used is passed over."""
         self._last_change_id = self._registry.last_change_id()
         self._roles = dict(self._registry.identities())
+        self._successions = self._registry.successions()
         entries: list[Entry] = [*self._registry.keys(), *self._registry.invites()]
         for entry in entries:
             self._enter(entry, now_us)
@@ -58,6 +64,9 @@ class Directory:
         for key_id in [*touched, *self._expired(now_us)]:
             self._look_again(key_id, now_us, refreshed)
         if refreshed.changes:
+            before, self._successions = self._successions, self._registry.successions()
+            if before.keys() - self._successions.keys():
+                refreshed.disowned = frozenset(before)
             self._last_change_id = refreshed.changes[-1].change_id
         return refreshed
 
@@ -75,6 +84,15 @@ class Directory:
             return None
         roles = self._roles.get(key.identity, frozenset())
         return Owner(key_id, key.identity, roles, key.expires_at_us, key.enrolled_at_us)
+
+    def successors(self, key_id: str) -> Iterator[str]:
+        """The keys that stand for one that was replaced, one after another (registry, rule 8)."""
+        seen = {key_id}
+        following = self._successions.get(key_id)
+        while following is not None and following not in seen:
+            seen.add(following)
+            yield following
+            following = self._successions.get(following)
 
     def next_expiry_us(self) -> int | None:
         """When the next key or invite expires."""

@@ -22,6 +22,8 @@ def disallowed(
 def _why_not(grant: Grant, owner: Owner | None, terms: Terms, now_us: int) -> str | None:
     if owner is None:
         return "the key was revoked or has expired"
+    if owner.identity != grant.identity:
+        return "the key is another's by now"
     question = Question(
         owner.roles,
         grant.source,

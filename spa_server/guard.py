@@ -144,6 +144,7 @@ class Guard:
             self.connections.ends,
             self.keeper.book.holders,
             self.gate,
+            successors=self.directory.successors,
             is_cut=lambda hole: any(hole.access in each for each in self.policy.cut),
             may_cut=self._may_cut,
         )
@@ -373,6 +374,8 @@ class Guard:
             self.reception.replacing = self.registry.replacing()
             self.ledger.note(records, now_us)
         self._end_disallowed(now_us)
+        if refreshed.disowned:
+            self.ledger.note(self.severance.disowned(refreshed.disowned, now_us), now_us)
 
     def _end_replaced(self, key_id: str, now_us: int) -> None:
         """This key was used, so those that it replaces end. If that fails, its next use ends

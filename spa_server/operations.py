@@ -170,12 +170,7 @@ def _whois(guard: Guard, request: Request) -> dict[str, Any]:
 
 
 def _sessions(guard: Guard, request: Request) -> dict[str, Any]:
-    return sessionlist.answer(
-        guard.connections.ends,
-        sessionlist.Choice(request),
-        guard.keeper.book.holders,
-        severance=guard.severance,
-    )
+    return sessionlist.answer(guard.connections.ends, sessionlist.Choice(request), guard.severance)
 
 
 def _cut(guard: Guard, request: Request) -> dict[str, Any]:

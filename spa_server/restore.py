@@ -52,6 +52,8 @@ _CARRIED: Final = (
     'update "key" set revoked_at_us = (select revoked_at_us from old."key" o'
     ' where o.key_id = "key".key_id) where revoked_at_us is null and key_id in'
     ' (select key_id from old."key" where revoked_at_us is not null)',
+    "delete from replacement where old_key_id in"
+    ' (select key_id from "key" where revoked_at_us is not null)',
     "update invite set revoked_at_us = (select revoked_at_us from old.invite o"
     " where o.key_id = invite.key_id) where revoked_at_us is null and key_id in"
     " (select key_id from old.invite where revoked_at_us is not null)",

@@ -1,6 +1,6 @@
 """The connections that are open through holes: whose, since when, how much, and until when."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from typing import Any, Final
 
@@ -11,8 +11,6 @@ from spa_server import attribution, whois
 from spa_server.attribution import Permitted
 from spa_server.ctentry import Entry
 from spa_server.ends import Ends
-from spa_server.grants import Grant
-from spa_server.hole import Hole
 from spa_server.severance import IS_OVER, Severance
 
 AT_ONCE: Final = 1000
@@ -71,8 +69,6 @@ def chosen(ends: Ends, choice: Choice) -> Iterator[tuple[bytes, Permitted]]:
 def answer(
     ends: Ends,
     choice: Choice,
-    holders: Callable[[Hole], list[Grant]],
-    *,
     severance: Severance,
 ) -> dict[str, Any]:
     """Those that are open and were not cut, `AT_ONCE` at most; how many more were not looked at.
@@ -85,7 +81,7 @@ def answer(
     for key, of in found[:AT_ONCE]:
         entry = tracker.get(key) if tracker is not None else None
         if entry is not None and entry.state != IS_OVER:
-            rows.append(_row(of, entry, holders, is_cut=severance.ends_with_hole(of)))
+            rows.append(_row(of, entry, severance))
     return {
         "sessions": rows,
         "left_off": max(0, len(found) - AT_ONCE),
@@ -93,11 +89,9 @@ def answer(
     }
 
 
-def _row(
-    of: Permitted, entry: Entry, holders: Callable[[Hole], list[Grant]], *, is_cut: bool
-) -> dict[str, Any]:
+def _row(of: Permitted, entry: Entry, severance: Severance) -> dict[str, Any]:
     flow = of.flow
-    until_us = _held_until_us(of, holders)
+    is_cut, until_us = severance.ends_with_hole(of), severance.held_until_us(of)
     return {
         "identity": of.identity,
         "ambiguous": list(of.ambiguous),
@@ -117,14 +111,3 @@ def _row(
         "state": entry.state or None,
         **attribution.figures_of(entry),
     }
-
-
-def _held_until_us(of: Permitted, holders: Callable[[Hole], list[Grant]]) -> int | None:
-    """Until when every key that may have begun it holds its hole; None where one does not."""
-    last_us: dict[str, int] = {}
-    for hole in attribution.holes_of(of.flow):
-        for grant in holders(hole):
-            last_us[grant.key_id] = max(last_us.get(grant.key_id, 0), grant.expires_at_us)
-    if not of.keys or not last_us.keys() >= set(of.keys):
-        return None
-    return min(last_us[key_id] for key_id in of.keys)

@@ -3,7 +3,8 @@
 1.  A connection lives for as long as every key that held its hole when it began holds that hole. It
     is not the hole that counts, but who may have begun what came through. Where two people held it,
     the end of either ends the connection: nobody can tell whose it is, and whoever still has a
-    grant connects again.
+    grant connects again. For a key that was replaced the one counts that took its place, and the
+    one that took that one's; for a key that was revoked none does (keys/registry.py, rule 8).
 2.  What came through a hole and is unknown here, because there was no room for it or the kernel's
     message was lost, may be anybody's: it ends with any grant of that hole.
 3.  Its socket on this host is destroyed. Where that cannot be (it is forwarded, or SCTP, or a UDP
@@ -19,7 +20,7 @@ nobody else holds it. A daemon that begins looks at every connection once.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Final, Protocol
 
 import msgspec
@@ -40,6 +41,7 @@ from spa_server.policy.model import Sessions
 
 REVIEWED_AT_ONCE: Final = 500
 WHILE_DOWN: Final = "its grant ended while the daemon was down"
+DISOWNED: Final = "the key was revoked"
 IS_OVER: Final = "time-wait"
 """Both sides have closed it. Not `close`: one side can bring that about and go on."""
 
@@ -58,9 +60,9 @@ class FlowGate(Protocol):
 
 
 class Severance:
-    """`holders` gives the grants that hold a hole open. `is_cut`: whether sessions end with a hole
-    by the policy in force; `may_cut`: whether the gate lets any end at all, for where it observes
-    it does not.
+    """`holders` gives the grants that hold a hole open; `successors` the keys that stand for one.
+    `is_cut`: whether sessions end with a hole by the policy in force; `may_cut`: whether the gate
+    lets any end at all, for where it observes it does not.
 
     `in_doubt` is set while the kernel may let flows go on that are to be stopped: `restore` puts
     that right.
@@ -72,6 +74,7 @@ class Severance:
         holders: Callable[[Hole], list[Grant]],
         gate: FlowGate,
         *,
+        successors: Callable[[str], Iterable[str]],
         is_cut: Callable[[Hole], bool],
         may_cut: Callable[[Hole], bool],
     ) -> None:
@@ -80,6 +83,7 @@ class Severance:
         self._live = ends.live
         self._holders = holders
         self._gate = gate
+        self._successors = successors
         self._is_cut = is_cut
         self._may_cut = may_cut
         self._stopped: dict[bytes, Permitted] = {}
@@ -104,6 +108,17 @@ class Severance:
                 self._postponed.setdefault(hole, []).extend(ended)
         return self._sever(over, now_us, why) if over else []
 
+    def disowned(self, key_ids: Set[str], now_us: int) -> list[Record]:
+        """For some of these, which were replaced, no key stands any more: ends what was theirs."""
+        self._ends.hear_beginnings()
+        theirs = (
+            key
+            for key in self._live
+            if any(not key_ids.isdisjoint(of.keys) for of in self._live.at(key))
+        )
+        over = self._due(theirs)
+        return self._sever(over, now_us, DISOWNED) if over else []
+
     def opened(self, grants: Sequence[Grant]) -> None:
         """Lets go on what may, now that these grants are in the book. Raises FirewallError."""
         if not self._stopped:
@@ -120,6 +135,20 @@ class Severance:
         """Whether a connection ends with a grant that may have let it in, and not by itself."""
         hole = _hole(of)
         return hole is not None and (of.cut or self._is_cut(hole)) and self._may_cut(hole)
+
+    def held_until_us(self, of: Permitted) -> int | None:
+        """Until when all who may have begun a connection hold its hole; None where one does not."""
+        last_us: dict[str, int] = {}
+        for hole in attribution.holes_of(of.flow):
+            for grant in self._holders(hole):
+                last_us[grant.key_id] = max(last_us.get(grant.key_id, 0), grant.expires_at_us)
+        ends_us = []
+        for key_id in of.keys:
+            held = [each for each in (key_id, *self._successors(key_id)) if each in last_us]
+            if not held:
+                return None
+            ends_us.append(max(last_us[each] for each in held))
+        return min(ends_us, default=None)
 
     def is_severed(self, key: bytes, of: Permitted) -> bool:
         """Whether a connection was ended here, though conntrack may remember it for a while."""
@@ -164,12 +193,7 @@ class Severance:
         self._take_over()
         keys = list(self._live)
         for at in range(0, len(keys), REVIEWED_AT_ONCE):
-            over: dict[Hole, list[Grant]] = {}
-            for key in keys[at : at + REVIEWED_AT_ONCE]:
-                for of in self._live.at(key)[-1:]:
-                    hole = _hole(of)
-                    if hole is not None and self._is_due(key, of):
-                        over[hole] = []
+            over = self._due(keys[at : at + REVIEWED_AT_ONCE])
             yield self._sever(over, now_us(), WHILE_DOWN) if over else []
         postponed, self._postponed = self._postponed, {}
         if postponed:
@@ -193,17 +217,18 @@ class Severance:
                 if self._may_live(key):
                     self._for_good.add(key)
 
+    def _due(self, keys: Iterable[bytes]) -> dict[Hole, list[Grant]]:
+        """The holes of those that may not go on, for `_sever`: no grant ended just now."""
+        latest = ((key, of) for key in keys for of in self._live.at(key)[-1:])
+        holes = (_hole(of) for key, of in latest if self._is_due(key, of))
+        return {hole: [] for hole in holes if hole is not None}
+
     def _is_due(self, key: bytes, of: Permitted) -> bool:
         return self.ends_with_hole(of) and not self.is_severed(key, of) and not self._may_live(key)
 
     def _may_live(self, key: bytes) -> bool:
         """Rule 1, of every connection that has had this flow."""
-        return all(self._is_held(of) for of in self._live.at(key))
-
-    def _is_held(self, of: Permitted) -> bool:
-        holes = attribution.holes_of(of.flow)
-        held = {grant.key_id for hole in holes for grant in self._holders(hole)}
-        return bool(of.keys) and held.issuperset(of.keys)
+        return all(self.held_until_us(of) is not None for of in self._live.at(key))
 
     def _sever(
         self, over: Mapping[Hole, Sequence[Grant]], now_us: int, why: str | None

@@ -444,6 +444,23 @@ def test_a_key_that_is_replaced_ends_also_when_the_daemon_began_since(
     assert host.hear(host.knock(alice)) == []
 
 
+def test_the_holes_of_a_key_that_is_another_s_by_now_close(host: Host) -> None:
+    host.begin()
+    made = host.world.enrol()
+    at_us = host.clock.now_us
+    for name in ("mallory", "alice"):
+        token = host.registry.create_invite(
+            name, roles=["ops"], expires_at_us=at_us + SECOND, now_us=at_us, actor="root"
+        )
+        invite = Identity.from_invite(token).public.key_id
+        host.registry.redeem(invite, made.public, at_us)
+    assert host.hear(host.knock(made)) == [Status.GRANTED]
+    host.registry.approve("alice", now_us=at_us, actor="root")
+    host.guard.look_around()
+    assert host.table.holes == {}
+    assert host.recorded("hole.closed") == ["the key is another's by now"]
+
+
 def test_what_is_over_when_the_daemon_begins_is_not_opened_again(
     host: Host, alice: Identity
 ) -> None:

@@ -733,3 +733,18 @@ class TestAKeyThatTwoInvitesBring:
         registry.redeem(make(registry, "alice", needs_approval=True), public, T0)
         registry.approve("alice", now_us=T0, actor="root")
         assert registry.redeem(make(registry, "mallory"), public, T0) is JoinRefusal.KEY_KNOWN
+
+    @pytest.mark.parametrize("is_old", [True, False])
+    def test_what_a_claimed_key_was_to_replace_is_forgotten(
+        self, registry: Registry, is_old: bool
+    ) -> None:
+        """Else mallory's next knock would revoke alice's key, or alice's first one of mallory's."""
+        claimed, others = new_key(), new_key()
+        registry.redeem(make(registry, "mallory"), claimed, T0)
+        old, new = (claimed, others) if is_old else (others, claimed)
+        registry.enroll("mallory", others, now_us=T0, actor="root")
+        registry.enroll("mallory", new, replaces=old.key_id, now_us=T0, actor="root")
+        registry.redeem(make(registry, "alice"), claimed, T0 + 1)
+        registry.approve("alice", now_us=T0 + 2, actor="root")
+        assert registry.replacements() == registry.successions() == {}
+        assert registry.replaced(new.key_id, T0 + 3) == []

@@ -95,6 +95,7 @@ class Host:
             self.log.ends,
             self.keeper.book.holders,
             self.kernel,
+            successors=lambda _key_id: (),
             is_cut=lambda _hole: False,
             may_cut=lambda _hole: True,
         )

@@ -60,10 +60,12 @@ class Host:
         self.log = ConnectionLog(self.book.holders)
         self.log.ends.is_complete = True
         self.may_cut = True
+        self.successors: dict[str, list[str]] = {}
         self.severance = Severance(
             self.log.ends,
             self.book.holders,
             self.kernel,
+            successors=lambda key_id: self.successors.get(key_id, []),
             is_cut=lambda _hole: is_cut,
             may_cut=lambda _hole: self.may_cut,
         )
@@ -129,6 +131,20 @@ def test_of_two_keys_of_a_person_either_may_have_begun_it() -> None:
     flow = host.connect(1)
     [record] = host.end(ALICE)
     assert (record.identity, record.key_id) == ("alice", "key-a2")
+    assert host.kernel.flows == {flow}
+
+
+def test_of_a_key_that_was_replaced_the_one_counts_that_stands_for_it() -> None:
+    host = Host()
+    host.grant(ALICE, BOB)
+    flow = host.connect(1)
+    third = replace(ALICE, grant_id=5, key_id="key-a3")
+    host.successors = {"key-a": ["key-a2", "key-a3"], "key-a2": ["key-a3"]}
+    host.grant(third)
+    assert host.end(ALICE) == []
+    host.successors = {"key-a2": ["key-a3"]}
+    [record] = host.severance.disowned({"key-a", "key-a2"}, NOW_US)
+    assert (record.identity, record.reason) == ("alice, bob", "the key was revoked")
     assert host.kernel.flows == {flow}
 
 
