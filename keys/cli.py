@@ -16,7 +16,7 @@ from keys import (
     offers,
     transfer_commands,
 )
-from keys.console import Parsed, Program, note, print_json, printable, say
+from keys.console import Parsed, Program, note, print_json, printable, say, say_lines
 from keys.keyline import BadLine, Entry, KeyList
 from keys.options import (
     IDENTITY,
@@ -205,7 +205,7 @@ def list_keys(
     if as_json:
         print_json(listing.as_json(shown, roles, replacements, at_us))
     elif shown:
-        click.echo(listing.as_table(shown, roles, replacements, at_us))
+        say_lines(listing.as_table(shown, roles, replacements, at_us))
     else:
         note("No key is enrolled." if not keys else "No key but revoked ones; see --all.")
     for row in broken:
@@ -323,7 +323,7 @@ def _list_invites(name: str | None, *, with_revoked: bool, as_json: bool, databa
     if as_json:
         print_json(invites.invites_json(shown, at_us))
     elif shown:
-        click.echo(invites.invites_table(shown, at_us))
+        say_lines(invites.invites_table(shown, at_us))
     else:
         note("No invite was made." if not found else "No invite but revoked ones; see --all.")
 

@@ -39,6 +39,8 @@ __all__ = [
     "print_json",
     "printable",
     "say",
+    "say_file",
+    "say_lines",
     "table",
 ]
 
@@ -252,9 +254,25 @@ def note(line: str) -> None:
     click.echo(printable(line), err=True)
 
 
-def print_json(value: object) -> None:
-    """A command's result for other programs, on stdout; ASCII, so safe for a terminal."""
-    click.echo(json.dumps(value, indent=2))
+def say_lines(block: str) -> None:
+    """Lines that are laid out already, a table for one, on stdout, each safe for a terminal."""
+    click.echo("\n".join(map(printable, block.split("\n"))))
+
+
+def say_file(text: str) -> None:
+    """The text of a file, on stdout: as it is, or with each line safe, where that is a terminal."""
+    if sys.stdout.isatty():
+        say_lines(text.expandtabs().removesuffix("\n"))
+    else:
+        click.echo(text, nl=False, color=True)  # else it takes colours out of the file
+
+
+def print_json(value: object, *, indent: int | None = 2) -> None:
+    """A command's result for other programs, on stdout; printable ASCII, so safe for a terminal.
+
+    Without `indent` it is one line.
+    """
+    click.echo(json.dumps(value, indent=indent).replace("\x7f", "\\u007f"))
 
 
 def asker() -> Callable[[str], str] | None:

@@ -8,7 +8,7 @@ import click
 
 from keys import invite as invites
 from keys import offers, qr
-from keys.console import Parsed, note, print_json, say
+from keys.console import Parsed, note, print_json, say, say_lines
 from keys.identity import Identity
 from keys.invite import USUAL_EXPIRY, WrittenHost
 from keys.options import (
@@ -146,7 +146,7 @@ def pending(as_json: bool, database: Path) -> None:
     if as_json:
         print_json(invites.waiting_json(waiting))
     elif waiting:
-        click.echo(invites.waiting_table(waiting))
+        say_lines(invites.waiting_table(waiting))
     else:
         note("No key waits for approval.")
 

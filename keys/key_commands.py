@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from keys import identity, newkey, own, passphrase, privatefile
-from keys.console import Trouble, asker, note, print_json, say
+from keys.console import Trouble, asker, note, print_json, say, say_lines
 from keys.identity import Identity
 from keys.newkey import Wanted, new_passphrase
 from keys.options import (
@@ -87,7 +87,7 @@ def mine(as_json: bool, directory: Path) -> None:
     if as_json:
         print_json(own.as_json(found))
     elif any(not key.problem for key in found):
-        click.echo(own.as_table(found))
+        say_lines(own.as_table(found))
     elif not found:
         note(f"No key is in {directory}; make one: {PROGRAM} generate, or spa-client join -")
     for key in found:

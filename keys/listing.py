@@ -85,10 +85,10 @@ def _replacing_lines(key: EnrolledKey, replacements: Replacements, now_us: int) 
     """Which key ends for which, while both are good."""
     new = replacements.get(key.key_id)
     if new is not None and key.is_active(now_us):
-        yield f"{_INDENT}being replaced by {new}: ends at its first use"
+        yield _INDENT + printable(f"being replaced by {new}: ends at its first use")
     old = _replaced_by(key.key_id, replacements)
     if old:
-        yield f"{_INDENT}replaces {', '.join(old)} when it is first used"
+        yield _INDENT + printable(f"replaces {', '.join(old)} when it is first used")
 
 
 def _replaced_by(new_key_id: str, replacements: Replacements) -> list[str]:

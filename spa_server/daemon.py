@@ -19,6 +19,7 @@ from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from keys.actor import Actor
+from keys.text import printable
 from keys.tomlfile import FileProblem
 from keys.trouble import Trouble
 from spa_protocol.layout import NONCE_SIZE
@@ -257,7 +258,7 @@ class Daemon:
     def _say(self, what: str) -> None:
         """What the record says too: for the journal, where that does not get the record."""
         if not self._guard.outputs.reach_the_journal:
-            print(f"spa-server: {what}", file=sys.stderr, flush=True)
+            print(printable(f"spa-server: {what}"), file=sys.stderr, flush=True)
 
     def _safely(self, act: Callable[[], object]) -> None:
         """Whatever goes wrong with one thing, the daemon goes on to the next.

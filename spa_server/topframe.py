@@ -41,7 +41,8 @@ def frame(
     lines = _head(status, activity)
     for section, share in zip(sections, shares, strict=True):
         lines += [Line(""), *_laid_out(section, share, width)]
-    return [Line(_fit(line.text, width).rstrip(), line.style) for line in lines][:height]
+    shown = [(printable(line.text), line.style) for line in lines[:height]]
+    return [Line(_fit(text, width).rstrip(), style) for text, style in shown]
 
 
 def _shares(wanted: Sequence[int], room: int) -> list[int]:

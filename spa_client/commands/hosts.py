@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from keys.console import note, print_json, say, table
+from keys.console import note, print_json, say, say_lines, table
 from spa_client import completing, config
 from spa_client.commands.options import (
     PROGRAM,
@@ -34,7 +34,7 @@ def hosts(*, as_json: bool, chosen: Path | None, keys: Path | None) -> None:
         print_json([_host_json(host) for host in known.hosts.values()])
     elif known.hosts:
         columns = ("NAME", "KNOCKS ON", "KEY", "SOURCE", "ACCESS")
-        click.echo(table(columns, map(_row, known.hosts.values())))
+        say_lines(table(columns, map(_row, known.hosts.values())))
     else:
         note(f"no hosts in {known.path}; add one: {PROGRAM} add NAME 'spa-server ...'")
 

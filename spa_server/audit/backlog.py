@@ -25,6 +25,7 @@ from typing import Final
 from keys.owner import as_owner
 from keys.privatefile import new_file
 from keys.readfile import read_plain
+from keys.text import printable
 from keys.trouble import Trouble
 from keys.when import rfc3339
 from spa_server.audit.record import Event, Record
@@ -66,7 +67,7 @@ class Batch:
 def to_stderr(text: str) -> None:
     """For the journal. It may be on the same disk, so this never raises."""
     with suppress(OSError, ValueError):
-        print(f"spa-server: {text}", file=sys.stderr, flush=True)
+        print(printable(f"spa-server: {text}"), file=sys.stderr, flush=True)
 
 
 def read_note(path: Path) -> int:

@@ -1,12 +1,11 @@
 """`spa-server inspect`: it looks, and changes nothing."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from keys.console import say
+from keys.console import print_json, say
 from keys.when import rfc3339
 from spa_server import clock, hostkey
 from spa_server.commands.common import PATH, json_option, open_registry
@@ -55,19 +54,18 @@ def _print_inspected(one: Any, as_json: bool) -> None:
     datagram = one.datagram
     at = rfc3339(datagram.seen_at_us)
     if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "at": at,
-                    "source": str(datagram.source),
-                    "target": str(datagram.target),
-                    "verdict": one.verdict,
-                    "kind": one.kind,
-                    "identity": one.identity,
-                    "key_id": one.key_id,
-                    "decisions": list(one.decisions),
-                }
-            )
+        print_json(
+            {
+                "at": at,
+                "source": str(datagram.source),
+                "target": str(datagram.target),
+                "verdict": one.verdict,
+                "kind": one.kind,
+                "identity": one.identity,
+                "key_id": one.key_id,
+                "decisions": list(one.decisions),
+            },
+            indent=None,
         )
         return
     who = one.identity or one.key_id or "a stranger"

@@ -1,6 +1,5 @@
 """`spa-server audit`: the record, asked; its other commands are added to it."""
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
@@ -106,7 +105,7 @@ def _follow(config: Config, chosen: Any, limit: int, *, as_json: bool) -> None:
         lines = _asked_again(config, chosen, limit) if must_ask(config) else None
         for line in lines or _read_on(config, chosen, limit):
             if as_json:
-                click.echo(json.dumps(line))
+                print_json(line, indent=None)
             else:
                 _say(line)
 

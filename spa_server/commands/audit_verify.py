@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from keys import schema
-from keys.console import ExitCode, Parsed, Trouble, print_json, say
+from keys.console import ExitCode, Parsed, Trouble, print_json, say, say_lines
 from keys.readfile import read_file
 from keys.when import rfc3339
 from spa_server import hostkey
@@ -204,7 +204,7 @@ def key(path: Path | None) -> None:
 
     It follows from the server's key, and changes only with that.
     """
-    click.echo(str(_own_signer(load_config(path))))
+    say_lines(str(_own_signer(load_config(path))))
 
 
 @click.command(
@@ -234,4 +234,4 @@ def checkpoint(path: Path | None) -> None:
             "the daemon makes one a minute after it has recorded something",
             exit_code=ExitCode.REFUSED,
         )
-    click.echo(str(Checkpoint(*row)))
+    say_lines(str(Checkpoint(*row)))

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from keys.console import ExitCode, Parsed, Trouble, note, print_json, say, table
+from keys.console import ExitCode, Parsed, Trouble, note, print_json, say, say_lines, table
 from keys.invite import WrittenHost
 from keys.names import identity_name
 from spa_server.commands import offers
@@ -145,7 +145,7 @@ def holes(path: Path | None, as_json: bool) -> None:
         )
         for hole, grants in held.items()
     ]
-    click.echo(table(("GRANT", "IDENTITY", "SOURCE", "TARGET", "ACCESS", "LEFT"), rows))
+    say_lines(table(("GRANT", "IDENTITY", "SOURCE", "TARGET", "ACCESS", "LEFT"), rows))
 
 
 def _left(grants: list[dict[str, Any]]) -> str:

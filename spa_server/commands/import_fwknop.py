@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from keys.console import Parsed, Trouble, note, print_json, say
+from keys.console import Parsed, Trouble, note, print_json, say, say_file
 from keys.invite import USUAL_EXPIRY, WrittenHost
 from keys.when import rfc3339
 from spa_server import clock
@@ -111,7 +111,7 @@ def import_fwknop(
     for each in translated.notes:
         note(str(each))
     if output is None:
-        click.echo(text, nl=False)
+        say_file(text)
     _tell(translated, output, made)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from keys.console import ExitCode, Parsed, Trouble, note, print_json, say
+from keys.console import ExitCode, Parsed, Trouble, note, print_json, say, say_lines
 from keys.when import parse_moment
 from spa_server import clock
 from spa_server.commands.common import PATH, json_option, open_registry
@@ -98,9 +98,9 @@ def diff(
     else:
         teller = Teller(before, after, difference)
         for sentence, more in teller.sentences():
-            click.echo(wrapped(sentence, "    "))
+            say_lines(wrapped(sentence, "    "))
             for line in more:
-                click.echo(wrapped(f"  {line}", "    "))
+                say_lines(wrapped(f"  {line}", "    "))
         say(teller.summary())
     if difference.gaining:
         raise SystemExit(ExitCode.REFUSED)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from keys import schema
-from keys.console import ExitCode, Parsed, Trouble, note, print_json, table
+from keys.console import ExitCode, Parsed, Trouble, note, print_json, say_file, say_lines, table
 from keys.when import local_minute, rfc3339
 from spa_server.commands.common import PROGRAM, explained, json_option
 from spa_server.commands.filters import MOMENT
@@ -73,7 +73,7 @@ def history(path: Path | None, since_us: int | None, as_json: bool) -> None:
         )
         for one, is_kept in found
     ]
-    click.echo(table(("WHEN", "DIGEST", "EVENT", "BY", "WHY"), rows))
+    say_lines(table(("WHEN", "DIGEST", "EVENT", "BY", "WHY"), rows))
 
 
 @click.command(
@@ -93,7 +93,7 @@ def print_text(path: Path | None, digest: str) -> None:
     """
     with _record(load_config(path)) as record:
         text = _text(record, digest)
-    click.echo(text, nl=False)
+    say_file(text)
 
 
 def policy_since(config: Config, since_us: int) -> tuple["Policy", Path]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from keys.console import ExitCode, Parsed, Trouble, note, print_json, printable, table
+from keys.console import ExitCode, Parsed, Trouble, note, print_json, printable, say_lines, table
 from keys.names import identity_name
 from keys.table import width
 from keys.when import parse_moment
@@ -97,7 +97,7 @@ def show(
         print_json(matrix_values(found, now_us))
         return
     today = datetime.fromtimestamp(now_us // 1_000_000, UTC).date()
-    click.echo("\n\n".join(_sections(found, today, is_of_one=identity is not None)))
+    say_lines("\n\n".join(_sections(found, today, is_of_one=identity is not None)))
     for allow in expired(policy, now_us):
         note(f"{allow.path} has expired and is left out.")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from keys.console import ExitCode, Parsed, Trouble, note, print_json, say
+from keys.console import ExitCode, Parsed, Trouble, note, print_json, say, say_file
 from keys.progress import underway
 from keys.readfile import read_file
 from keys.when import parse_duration
@@ -227,7 +227,7 @@ def _least(
     for warning in warnings:
         note(f"warning: {warning}")
     if out is None:
-        click.echo(made.text, nl=False)
+        say_file(made.text)
     else:
         note(f"{out}: {counted(len(made.policy.roles), 'role')}; {_SEE} {out}")
 

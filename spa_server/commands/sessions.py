@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from keys.console import ExitCode, Parsed, Trouble, note, print_json, table
+from keys.console import ExitCode, Parsed, Trouble, note, print_json, say_lines, table
 from keys.names import identity_name
 from spa_protocol.access import Access
 from spa_protocol.layout import Address
@@ -102,7 +102,7 @@ def sessions(
         print_json(found)
         return
     header = ("IDENTITY", "FROM", "TO", "SINCE", "IN", "OUT", "GRANT", "ENDS")
-    click.echo(table(header, [tuple(_row(each)) for each in found["sessions"]]))
+    say_lines(table(header, [tuple(_row(each)) for each in found["sessions"]]))
     if found["left_off"]:
         note(f"{found['left_off']} more are not listed; narrow it down, say with --identity.")
     if not found["is_complete"]:
