@@ -45,7 +45,7 @@ SERVER: Final = [
     ("close", USAGE, "name the grants to close, or give --identity or --all; try*"),
     ("close x", USAGE, "invalid value for '[GRANTS]...': 'x' is not a valid integer; try*"),
     ("audit --since yesterday", USAGE, "*'yesterday' is no moment; write it like 90d, *"),
-    ("audit --access tcp/0", USAGE, "*0-0 is no range of ports from 1 to 65535; try *"),
+    ("audit --access tcp/0", USAGE, "*0 is no port from 1 to 65535; try *"),
     ("audit --access http", USAGE, "*'http' is no access; write it like tcp/22 or udp/60000-*"),
     ("audit --source 192.0.2.300", USAGE, "*'192.0.2.300' does not appear to be an IPv4 or*"),
     ("audit --limit 0", USAGE, "*0 is not in the range x>=1*"),
@@ -121,8 +121,8 @@ CLIENT: Final = [
     ("knock site", USAGE, "say which access, like tcp/22; site has none configured; try*"),
     ("knock site tcp22", USAGE, "*'tcp22' is not in the services database; write it like tcp/22;*"),
     ("knock site tcp/22222222", USAGE, "*'tcp/22222222' has no port number; write it like tcp/22*"),
-    ("knock site tcp/0", USAGE, "*0-0 is no range of ports from 1 to 65535*"),
-    ("knock site tcp/9-1", USAGE, "*9-1 is no range of ports from 1 to 65535*"),
+    ("knock site tcp/0", USAGE, "*0 is no port from 1 to 65535*"),
+    ("knock site tcp/9-1", USAGE, "*9-1 is no range of ports; write it 1-9*"),
     ("knock site tcp/1-300", USAGE, "more than 256 ports in one knock; try*"),
     ("knock site tcp/22 tcp/20-30", USAGE, "tcp/22 overlaps another access; try*"),
     ("knock site ssh --lifetime 5", USAGE, f"*'5' is no duration; {DURATION_HINT}*"),
@@ -133,7 +133,7 @@ CLIENT: Final = [
     ("knock site ssh --target 1.2", USAGE, "*'1.2' is no target; expected an address, auto or*"),
     ("knock site ssh --port 0", USAGE, "*0 is not in the range 1<=x<=65535*"),
     ("knock site ssh --server 'spa-server x y'", USAGE, "*the server line is not whole: it is no*"),
-    ("connect site 0", USAGE, "*0-0 is no range of ports from 1 to 65535*"),
+    ("connect site 0", USAGE, "*0 is no port from 1 to 65535*"),
     ("connect site 22-23", USAGE, "*'22-23' is more than one port; a connection goes to one*"),
     ("knock elsewhere ssh", USAGE, "no host 'elsewhere' in {h}/.config/spa/config.toml; see 'spa*"),
     ("add db1 hello", USAGE, "*not a server line; expected 'spa-server <base64> host:port'*"),
@@ -417,7 +417,7 @@ def test_the_daemon_cannot_do_what_it_is_asked(running: Site) -> None:
     assert closed.stderr == "0 closed.\nspa-server: nothing to close; see: spa-server holes\n"
     running.write_policy("[services]\nssh = 'tcp/0'\n")
     file = f"{running.directory}/policy.toml"
-    expected = f"the daemon says: {file}: services.ssh: 0-0 is no range of ports from 1 to 65535"
+    expected = f"the daemon says: {file}: services.ssh: 0 is no port from 1 to 65535"
     expected += "; the policy in force stays"
     check_line("spa-server", running.server("reload", check=False), TROUBLE, expected)
     assert running.is_up()

@@ -35,8 +35,8 @@ from spa_client.compose import Composer, Datagram, Wish
 from spa_client.config import Host, NewHost
 from spa_client.outcome import Story
 from spa_client.resolve import Target, resolve
-from spa_client.services import HARMLESS, BadAccess, parse_access, together
-from spa_protocol.access import Access
+from spa_client.services import BadAccess, parse_access, together
+from spa_protocol.access import HARMLESS, Access
 from spa_protocol.carrier import Carrier
 from spa_protocol.keytext import Invite, ServerLine
 from spa_protocol.knock import Join, Kind, message_to_sign, seal_request

@@ -5,15 +5,11 @@ Names are those of the services database, /etc/services on Unix.
 
 import socket
 from collections.abc import Callable, Iterable
-from typing import Final
 
 from spa_protocol.access import Access, Protocol, check_together
 from spa_protocol.layout import Malformed
 
 Lookup = Callable[[str, str], int]
-
-HARMLESS: Final = Access.parse("tcp/9")
-"""The port of the discard service: closing what was never open there tells that a key works."""
 
 
 class BadAccess(ValueError):

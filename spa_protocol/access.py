@@ -43,8 +43,12 @@ class Access:
     last: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.first <= self.last <= 65535:
-            raise Malformed(f"{self.first}-{self.last} is no range of ports from 1 to 65535")
+        for port in (self.first, self.last):
+            if not 1 <= port <= 65535:
+                raise Malformed(f"{port} is no port from 1 to 65535")
+        if self.first > self.last:
+            meant = f"{self.last}-{self.first}"
+            raise Malformed(f"{self.first}-{self.last} is no range of ports; write it {meant}")
 
     @property
     def size(self) -> int:
@@ -125,3 +129,8 @@ def decode_accesses(fields: bytes, count: int) -> tuple[Access, ...]:
     used = count * FIELD_SIZE
     require_zero(fields[used:], "unused access entries")
     return tuple(decode_access(fields[at : at + FIELD_SIZE]) for at in range(0, used, FIELD_SIZE))
+
+
+HARMLESS: Final = Access(Protocol.TCP, 9, 9)
+"""What a client closes that only wants to be answered: the port of the discard service, where
+nothing was ever opened (section 4.5). The server's record says so."""

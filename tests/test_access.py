@@ -72,6 +72,21 @@ def test_what_is_no_access_is_refused(text: str) -> None:
         Access.parse(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tcp/0", "0 is no port from 1 to 65535"),
+        ("tcp/99999", "99999 is no port from 1 to 65535"),
+        ("tcp/22-65536", "65536 is no port from 1 to 65535"),
+        ("tcp/23-22", "23-22 is no range of ports; write it 22-23"),
+    ],
+)
+def test_the_port_that_is_none_is_named(text: str, said: str) -> None:
+    with pytest.raises(Malformed) as refused:
+        Access.parse(text)
+    assert str(refused.value) == said
+
+
 @quick
 @given(any_access)
 def test_words_come_back(access: Access) -> None:

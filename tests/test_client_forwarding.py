@@ -54,7 +54,7 @@ def test_what_is_written_as_for_ssh(text: str, expected: Forward) -> None:
         ("x:db1:5432", "'x' is no local port"),
         ("65536:db1:5432", "'65536' is no local port"),
         ("-1:db1:5432", "'-1' is no local port"),
-        ("1:db1:0", "no range of ports"),
+        ("1:db1:0", "0 is no port from 1 to 65535"),
         ("1:db1:20-30", "more than one port"),
         ("1:db1:no-such-service", "not in the services database"),
         ("1:db1:udp/53", "carries TCP alone"),

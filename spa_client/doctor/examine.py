@@ -27,8 +27,8 @@ from spa_client.connect import dial, lifetime_of
 from spa_client.doctor import words
 from spa_client.doctor.findings import AddressFound, Examination, Finding, Mark, PortFound, Reach
 from spa_client.knocking import Knocking, Options
-from spa_client.services import HARMLESS, BadAccess, together
-from spa_protocol.access import Access, Protocol
+from spa_client.services import BadAccess, together
+from spa_protocol.access import HARMLESS, Access, Protocol
 from spa_protocol.layout import EPOCH_S
 
 PROBES: Final = 8
