@@ -383,15 +383,13 @@ class Reception:
         batch = Batch(burned=[case.verdict.burn] if case.verdict.burn else [])
         batch.seen.append((key_id, now_us))
         asked = wording.texts(request.accesses)
-        record = wording.about(
-            Event.CLOSE_ASKED,
-            case.owner,
-            (source, target),
-            now_us,
-            access=asked,
-            reason=why_not or None,
-        )
-        batch.records += self._with_sender([record], case.datagram)
+        about = (case.owner, (source, target), now_us)
+        if ended or why_not:
+            record = wording.about(Event.CLOSE_ASKED, *about, access=asked, reason=why_not or None)
+            records = [record]
+        else:
+            records = self._closed_nothing(wording.closed_nothing(request, *about), case.datagram)
+        batch.records += self._with_sender(records, case.datagram)
         if why_not:
             case.reply = rulings.close_refused_reply(
                 request, Code.NOT_A_TARGET, why_not, case.datagram, now_us
@@ -403,6 +401,15 @@ class Reception:
             self.keeper.end(grants, "closed by its owner", now_us)
         except (LedgerError, FirewallError):
             case.reply = rulings.unavailable_reply(request.accesses, case.datagram, now_us)
+
+    def _closed_nothing(self, record: Record, datagram: Datagram) -> list[Record]:
+        """A line; of the probes by which a client tries its key, one for each packet's own sender,
+        and their number: a person's `doctor` sends eight at once."""
+        if record.detail["ended"] != wording.TRIED:
+            return [record]
+        sender = text_of(datagram.source) or ""
+        kind = Repeated(record.event, wording.TRIED, record.key_id or "", sender)
+        return [record] if self.refusals.is_first(kind, record.at_us) else []
 
     def _refusal(self, case: _Case, now_us: int) -> list[Record]:
         """What anybody could send in numbers is not written one by one: the tally counts it."""

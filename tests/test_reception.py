@@ -11,7 +11,7 @@ from scapy.layers.inet import IP, TCP
 
 from keys import identity
 from keys.identity import Identity
-from spa_protocol.access import Access
+from spa_protocol.access import HARMLESS, Access
 from spa_protocol.knock import Close, Join
 from spa_protocol.publickey import Sender
 from spa_protocol.reason import Code, Status
@@ -548,9 +548,36 @@ def test_too_many_closes_are_burned_refused_and_counted(host: Host) -> None:
     assert [reply.status for reply in replies].count(Status.CLOSED) == 2
     assert {o.code for reply in replies for o in reply.outcomes} == {Code.TOO_MANY}
     assert [reason for _, reason in host.events()] == [None, None, "too many at once"]
+    assert [detail.get("ended") for _, detail in host.details()] == ["nothing", "nothing", None]
     assert host.receive(closes[-1]) == []
     host.reception.flush_refusals(NOW_US)
     assert ("close.asked", {"further": 6}) in host.details()
+
+
+def test_probes_of_a_key_are_told_from_closes_and_counted_for_each_sender(host: Host) -> None:
+    """`doctor` sends eight of them; and nobody's own can hide behind those of somebody else."""
+    alice = host.person("alice", "ops")
+    trials = [Close(NOW_US + n, (HARMLESS,), source=CLIENT, target=HOST) for n in range(8)]
+    host.receive(*(host.world.datagram(alice, each) for each in trials[:6]))
+    elsewhere = [replace(host.world.datagram(alice, each), source=OTHER) for each in trials[6:]]
+    assert len(host.receive(*elsewhere)) == 2
+    tried = "nothing: the key was tried"
+    assert [(d["ended"], d["seen_from"]) for _, d in host.details()] == [
+        (tried, str(CLIENT)),
+        (tried, str(OTHER)),
+    ]
+    assert host.receive(elsewhere[0]) == []  # each was burned
+    host.reception.flush_refusals(NOW_US)
+    counts = [d for _, d in host.details() if "further" in d and "ended" in d]
+    assert counts == [{"further": 5, "ended": tried}, {"further": 1, "ended": tried}]
+
+
+def test_a_close_of_something_that_is_not_open_has_a_line_each(host: Host) -> None:
+    alice = host.person("alice", "ops")
+    both = (HARMLESS, Access.parse("tcp/22"))
+    for n, accesses in enumerate([(SSH,), (SSH,), both, both]):
+        host.receive(host.world.datagram(alice, Close(NOW_US + n, accesses, target=HOST)))
+    assert [detail["ended"] for _, detail in host.details()] == ["nothing"] * 4
 
 
 def test_too_many_joins_reach_no_registry(host: Host) -> None:

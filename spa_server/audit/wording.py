@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from keys.actor import Actor
-from spa_protocol.access import Access
+from spa_protocol.access import HARMLESS, Access
 from spa_protocol.knock import AuthenticKnock, Close, Join, Request
 from spa_protocol.layout import Address, text_of
 from spa_protocol.reason import Code
@@ -17,6 +17,7 @@ from spa_server.grants import Grant
 from spa_server.policy.decide import Decision
 from spa_server.ruling import Owner, Ruling
 
+TRIED: Final = "nothing: the key was tried"
 _OPEN: Final = {Event.HOLE_OPENED, Event.HOLE_RENEWED}
 
 
@@ -59,17 +60,34 @@ def repeated(record: Record) -> Repeated:
     return Repeated(record.event, record.reason or "", str(key_id), record.source or "")
 
 
+def closed_nothing(
+    request: Close, owner: Owner, ends: tuple[Address, Address], now_us: int
+) -> Record:
+    """A close that ended nothing. Of one that asked for what nobody opens it says what it was for:
+    else an auditor takes what `join` and `doctor` try a key with for somebody's search for ports.
+    """
+    is_trial = request.accesses == (HARMLESS,)
+    detail: dict[str, object] = {"ended": TRIED if is_trial else "nothing"}
+    asked = texts(request.accesses)
+    return about(Event.CLOSE_ASKED, owner, ends, now_us, access=asked, detail=detail)
+
+
 def further(kind: Repeated, owner: Owner | None, count: int, now_us: int) -> Record:
     """How many more there were of what was recorded once."""
     is_join = kind.event is Event.JOIN_REFUSED
+    detail: dict[str, object] = {"further": count}
+    if is_join:
+        detail["invite"] = kind.key_id
+    if kind.reason == TRIED:
+        detail["ended"] = TRIED
     return Record(
         kind.event,
         now_us,
         identity=owner.identity if owner else None,
         key_id=None if is_join else kind.key_id or None,
         source=kind.source or None,
-        reason=kind.reason,
-        detail={"further": count} | ({"invite": kind.key_id} if is_join else {}),
+        reason=None if kind.reason == TRIED else kind.reason,
+        detail=detail,
     )
 
 
