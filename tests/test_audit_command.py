@@ -2,13 +2,16 @@
 
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from keys import schema
+from keys.enrolled import Action
 from keys.registry import Registry
+from keys.when import rfc3339
 from spa_server.audit.ledger import Ledger
 from spa_server.audit.record import Event, Record
 from spa_server.cli import main
@@ -78,7 +81,68 @@ def test_who_and_what_there_is_not(
 
 def test_who_has_no_lines_yet_is_somebody(config: Path) -> None:
     done = run(config, "--identity", "bob")
-    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "")
+    assert (done.exit_code, done.stdout) == (0, "")
+
+
+BEGINS = f"{rfc3339(NOW_US)[:19]}Z"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--event", "anomaly.found"], f"nothing of that kind in the record since {BEGINS}"),
+        (["--denied"], f"nothing of that kind in the record since {BEGINS}"),
+        (
+            ["--since", "2286-01-01T00:00:00Z"],
+            "no line in the record since 2286-01-01T00:00:00Z",
+        ),
+    ],
+)
+def test_that_there_is_nothing_is_said_and_since_when(
+    config: Path, asked: list[str], said: str
+) -> None:
+    done = run(config, *asked)
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", f"spa-server: {said}\n")
+    done = run(config, *asked, "--json")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "[]\n", "")
+    done = run(config, "export", *asked)
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "0 lines.\n")
+
+
+def test_the_columns_line_up_whatever_the_event_is_called(config: Path) -> None:
+    with closing(schema.connect(config.parent / "spa.db")) as connection:
+        ledger = Ledger(connection, lambda *_: None, unrecorded=config.parent / "u", boot_id="boot")
+        ledger.note([Record(event, NOW_US, identity="alice") for event in Event], NOW_US)
+    lines = run(config).stdout.splitlines()
+    assert len(lines) == COUNT + len(Event)
+    assert {line.index("  alice") for line in lines if " alice" in line} == {22 + _longest()}
+
+
+def _longest() -> int:
+    return max(map(len, Event))
+
+
+@pytest.mark.parametrize(
+    ("action", "key_id", "detail", "said"),
+    [
+        (Action.KEY_REVOKED, "hafzu4qmtwhc2yac", "", "key.revoked; key hafzu4qmtwhc2yac"),
+        (Action.INVITE_CREATED, "p5rcog4ywjk7lsss", "", "invite.created; invite p5rcog4ywjk7lsss"),
+        (Action.ROLE_GRANTED, None, "admin", "role.granted; admin"),
+    ],
+)
+def test_a_change_of_the_registry_names_whom_what_and_by_whom(
+    config: Path, action: Action, key_id: str | None, detail: str, said: str
+) -> None:
+    with closing(schema.connect(config.parent / "spa.db")) as connection:
+        ledger = Ledger(connection, lambda *_: None, unrecorded=config.parent / "u", boot_id="boot")
+        what = {"actor": "root", "detail": detail}
+        change = Record(
+            Event.KEYS_CHANGED, NOW_US, "bob", key_id=key_id, reason=action, detail=what
+        )
+        ledger.note([change], NOW_US)
+    (line,) = run(config, "--event", "keys").stdout.splitlines()
+    order = said.split("; ")
+    assert set(line.partition("bob; ")[2].split("; ")) == {*order, "actor: root"}
 
 
 @pytest.mark.parametrize("event", ["knock", "knock.accepted"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from keys.when import rfc3339
+from spa_server.audit.record import Event
 
 _COLUMNS: Final = (
     "id, at_us, event, identity, key_id, source, target, access, reason, rule, grant_id, detail"
@@ -103,8 +104,11 @@ def sentences(line: dict[str, Any]) -> Iterator[str]:
     if line["source"]:
         ends = f"{line['source']} -> {line['target']}" if line["target"] else line["source"]
         yield f"{ends} {line['access'] or ''}".rstrip()
-    if line["reason"]:
-        yield line["reason"]
+    reason = line["reason"] or ""
+    if reason:
+        yield reason
+    if line["key_id"] and line["event"] in _OF_A_KEY:
+        yield f"{'invite' if reason.startswith('invite.') else 'key'} {line['key_id']}"
     if line["rule"]:
         yield f"by {line['rule']}"
     yield from _details(line["detail"])
@@ -119,7 +123,11 @@ _WORDS: Final = {
     "duration_s": "after {} s",
     "bytes_in": "{} bytes in",
     "bytes_out": "{} bytes out",
+    "detail": "{}",
+    "ended": "ended {}",
 }
+# Where the key is what the line is about; elsewhere the person is, and JSON has the key.
+_OF_A_KEY: Final = {Event.KEYS_CHANGED, Event.TAG_FLOODED, Event.JOIN_ACCEPTED, Event.JOIN_PENDING}
 _FOR_MACHINES: Final = {
     "source_port",
     "seen_from",

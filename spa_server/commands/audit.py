@@ -10,11 +10,14 @@ import click
 
 from keys import schema
 from keys.console import note, print_json, say
+from keys.when import rfc3339
+from spa_server.audit.record import Event
 from spa_server.commands import audit_export, audit_setaside, audit_verify
 from spa_server.commands.common import ask, explained, json_option
 from spa_server.commands.filters import filter_options, must_ask, unknown, wanted
 from spa_server.config import Config, load_config
 
+_LONGEST_EVENT: Final = max(map(len, Event))
 _ASK_EVERY_S: Final = 1.0
 _AT_ONCE: Final = 1000  # what the daemon gives (audit/answering.py)
 
@@ -68,6 +71,8 @@ def audit(
     else:
         for line in shown:
             _say(line)
+        if not shown:
+            note(f"spa-server: {_nothing(config, chosen)}")
     if len(lines) > len(shown):
         note(
             f"spa-server: these are the latest {limit} lines, there are more; "
@@ -78,7 +83,27 @@ def audit(
 def _say(line: dict[str, Any]) -> None:
     from spa_server.audit import asking
 
-    say(f"{line['at'][:19]}Z  {line['event']:<21} {'; '.join(asking.sentences(line))}")
+    event = line["event"].ljust(_LONGEST_EVENT)
+    say(f"{line['at'][:19]}Z  {event}  {'; '.join(asking.sentences(line))}")
+
+
+def _nothing(config: Config, chosen: Any) -> str:
+    """That no line fits, and since when: as was asked, else since the record begins."""
+    what = "no line" if chosen == type(chosen)(since_us=chosen.since_us) else "nothing of that kind"
+    since_us = chosen.since_us
+    if since_us is None and not must_ask(config):
+        since_us = _begins_us(config)
+    return f"{what} in the record" + (f" since {rfc3339(since_us)[:19]}Z" if since_us else "")
+
+
+def _begins_us(config: Config) -> int | None:
+    """When the oldest line was written that is still kept."""
+    with (
+        explained(config.database),
+        closing(schema.connect(config.database, read_only=True)) as record,
+    ):
+        ((at_us,),) = record.execute("select min(at_us) from event")
+    return None if at_us is None else int(at_us)
 
 
 def _latest(config: Config, chosen: Any, limit: int) -> list[dict[str, Any]]:

@@ -74,7 +74,7 @@ def export(
             kept += 1
     read = progress.count
     kept -= int(form == "csv")
-    if out is not None or kept != read:
+    if out is not None or not kept or kept != read:
         left_out = f"; {read - kept} left out, which are of no such class" if kept != read else ""
         note(f"{kept} lines{left_out}.")
 

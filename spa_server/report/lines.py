@@ -203,7 +203,9 @@ def _listing(latest: _Latest) -> Listing:
 def _line(row: tuple[Any, ...]) -> Line:
     at_us, event, identity, key_id, source, target, access, reason, rule, detail = row
     line = {
-        "identity": None,
+        "event": event,
+        "identity": None,  # stands in a column of its own, as does the key
+        "key_id": None,
         "source": source,
         "target": target,
         "access": access,
