@@ -233,8 +233,8 @@ def revoke(name: str, yes: bool, database: Path, control: Path) -> None:
         if not yes and name in {head.identity for head in heads} and sys.stdin.isatty():
             _confirm(name, heads)
         taken = registry.revoke(name, now_us=now_us(), actor=actor())
-    for key_id in taken:
-        say(f"revoked {key_id}")
+    for head in taken:
+        say(f"revoked {head.kind} {head.key_id} of {printable(head.identity)}")
     if not tell_daemon(control):
         note(f"No daemon was reached at {control}: open holes close when it starts.")
 

@@ -153,8 +153,8 @@ class Registry(Joining):
                 changes.succeed(head, new_key_id)
         return ids
 
-    def revoke(self, identity_or_key_id: str, *, now_us: int, actor: str) -> list[str]:
-        """Revokes one key or invite, or all of an identity's; returns the ids of what it took.
+    def revoke(self, identity_or_key_id: str, *, now_us: int, actor: str) -> list[Head]:
+        """Revokes one key or invite, or all of an identity's; returns what it took.
 
         Raises Refused where `revocable` does.
         """
@@ -162,7 +162,7 @@ class Registry(Joining):
             taken = self.revocable(identity_or_key_id)
             for head in taken:
                 changes.revoke(head)
-        return [head.key_id for head in taken]
+        return taken
 
     def revocable(self, identity_or_key_id: str) -> list[Head]:
         """What `revoke` would take.

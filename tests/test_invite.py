@@ -622,7 +622,7 @@ class TestLists:
     def test_an_invite_is_revoked_by_its_id(self, host: Site) -> None:
         _, made = host.invite("alice")
         invite_id = Identity.from_invite(made.token).public.key_id
-        assert host.run("revoke", invite_id[:8]).out == f"revoked {invite_id}\n"
+        assert host.run("revoke", invite_id[:8]).out == f"revoked invite {invite_id} of alice\n"
 
 
 class TestApproveCommands:

@@ -273,11 +273,15 @@ class TestAtATerminal:
         assert {key["state"] for key in host.listed()} == {"active"}
         ended = host.run_at_terminal("revoke", "alice", answers=("y\n",))
         assert ended.code == 0
-        assert set(ended.out.split()) == {"revoked", first, second}
+        assert set(ended.out.splitlines()) == {
+            f"revoked key {key_id} of alice" for key_id in (first, second)
+        }
 
     def test_revoking_one_key_is_not(self, host: Host) -> None:
         key = host.enroll("alice")
-        assert host.run_at_terminal("revoke", key, answers=()).out == f"revoked {key}\n"
+        assert (
+            host.run_at_terminal("revoke", key, answers=()).out == f"revoked key {key} of alice\n"
+        )
 
 
 with_ssh_agent = pytest.mark.skipif(
@@ -1398,7 +1402,7 @@ class TestRevokeAndRoles:
     def test_revoking_says_what_it_took_and_that_no_daemon_heard(self, host: Host) -> None:
         key_id = host.enroll("alice")
         ended = host.run("revoke", "alice", "--yes")
-        assert ended.out == f"revoked {key_id}\n"
+        assert ended.out == f"revoked key {key_id} of alice\n"
         assert ended.err == (
             f"No daemon was reached at {host.control}: open holes close when it starts.\n"
         )
