@@ -177,6 +177,7 @@ def test_roles_that_nobody_has() -> None:
     rules = policy(SERVICES + "[roles.a]\n[roles.b]\n")
     people = People(frozenset(), {"alice": frozenset({"a"}), "bob": frozenset()})
     assert [f.subject for f in check_roles(rules, people)] == ["roles.b"]
+    assert not list(check_roles(rules, replace(people, invited=frozenset({"b"}))))
 
 
 WHEN = (

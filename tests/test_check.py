@@ -23,7 +23,7 @@ from spa_server.alignment.standing import (
 )
 from spa_server.alignment.survey import own_ports
 from spa_server.config import Config, load_config
-from spa_server.firewall.plan import Observed
+from spa_server.firewall.backstop import KERNEL_LACKS_IT
 from tests.test_policy import policy
 from tests.world import NOW_US, SECOND
 
@@ -201,19 +201,27 @@ def test_a_gate_without_a_daemon_lets_nobody_in() -> None:
 
 
 @pytest.mark.parametrize(
-    ("daemon", "observed", "names"),
+    ("daemon", "names"),
     [
-        (Daemon(True), Observed(), []),
-        (Daemon(True, doubt="the gate: nft: not today"), Observed(), ["gate-in-doubt"]),
-        (Daemon(True, backstop_trouble="not permitted"), Observed(), ["backstop-failed"]),
-        (Daemon(True, no_backstop="this kernel knows none"), Observed(), ["no-backstop"]),
-        (Daemon(True, no_backstop="the gate observes"), Observed(everything=True), []),
+        (Daemon(True), []),
+        (Daemon(True, doubt="the gate: nft: not today"), ["gate-in-doubt"]),
+        (Daemon(True, backstop_trouble="not permitted"), ["backstop-failed"]),
+        (Daemon(True, no_backstop=KERNEL_LACKS_IT), ["no-backstop"]),
+        (Daemon(True, no_backstop="the gate observes", observes=True), []),
     ],
 )
-def test_what_the_daemon_could_not_do(daemon: Daemon, observed: Observed, names: list[str]) -> None:
-    found = list(check_doubts(daemon, observed))
+def test_what_the_daemon_could_not_do(daemon: Daemon, names: list[str]) -> None:
+    found = list(check_doubts(daemon))
     assert [finding.name for finding in found] == names
     assert all(finding.advice and finding.what and finding.subject for finding in found)
+
+
+@pytest.mark.parametrize(
+    ("why", "advice"), [(KERNEL_LACKS_IT, "a kernel"), ("a trial was undone", "gate apply")]
+)
+def test_a_new_kernel_is_advised_only_where_it_is_the_kernel(why: str, advice: str) -> None:
+    (finding,) = check_doubts(Daemon(True, no_backstop=why))
+    assert advice in finding.advice
 
 
 @pytest.mark.parametrize(

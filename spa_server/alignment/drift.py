@@ -111,7 +111,7 @@ def _about_the_gate(config: Config, policy: Policy, facts: Facts) -> Iterator[Fi
         yield from check_listing(facts.listed, facts.planned)
     if facts.daemon is not None:
         yield from check_daemon(facts.daemon, is_loaded=facts.is_loaded)
-        yield from check_doubts(facts.daemon, facts.observed)
+        yield from check_doubts(facts.daemon)
         yield from check_files(facts.daemon, facts.policy_texts)
     yield from check_observed(facts.observed)
     yield from check_cut(policy, facts.own_ports)

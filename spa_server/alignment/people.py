@@ -24,13 +24,14 @@ class People:
     """Who is enrolled: the identities with a key that works now, and every identity's roles.
 
     `broken` are the rows that cannot be used, as far as somebody looked for them. `heard` is how
-    many keys and invites are heard.
+    many keys and invites are heard, `invited` the roles that somebody gets who has yet to join.
     """
 
     active: frozenset[str]
     roles: Mapping[str, frozenset[str]]
     broken: tuple[Broken, ...] = ()
     heard: int = 0
+    invited: frozenset[str] = frozenset()
 
 
 def people_in(registry: Registry, now_us: int, *, broken_too: bool = True) -> People:
@@ -44,6 +45,9 @@ def people_in(registry: Registry, now_us: int, *, broken_too: bool = True) -> Pe
         roles=registry.identities(),
         broken=tuple(registry.broken()) if broken_too else (),
         heard=registry.heard(now_us),
+        invited=frozenset[str]().union(
+            *(invite.roles for invite in registry.invites() if invite.is_active(now_us))
+        ),
     )
 
 
@@ -102,8 +106,8 @@ def _unknown_roles(policy: Policy, roles: Mapping[str, frozenset[str]]) -> Itera
 
 
 def check_roles(policy: Policy, people: People) -> Iterator[Finding]:
-    """Roles that nobody has."""
-    held = frozenset[str]().union(*people.roles.values())
+    """Roles that nobody has, and nobody gets who was invited."""
+    held = people.invited.union(*people.roles.values())
     for role in policy.roles.values():
         if role.name not in held:
             yield Finding(

@@ -9,6 +9,7 @@ from spa_server import marks
 from spa_server.alignment.finding import Finding
 from spa_server.alignment.listing import first_difference
 from spa_server.config import Config, load_config
+from spa_server.firewall.backstop import KERNEL_LACKS_IT
 from spa_server.firewall.plan import Observed
 from spa_server.machine import Mark, Origin
 from spa_server.policy.model import Policy
@@ -18,7 +19,8 @@ from spa_server.policy.model import Policy
 class Daemon:
     """Whether a daemon runs, and whether server.toml is as it has read it (None: nobody knows).
 
-    `doubt` is what it could not do to the gate, `no_backstop` why there is none by intent,
+    `observes` is whether the gate that it has in force lets everything in. `doubt` is what it could
+    not do to the gate, `no_backstop` why there is none by intent,
     `backstop_trouble` why there is none that should be. `unanswered` says why the carriers of
     server.toml could not all be answered, `hindered` why answers do not leave as they should now;
     empty where they do.
@@ -26,6 +28,7 @@ class Daemon:
 
     is_running: bool
     config_is_current: bool | None = None
+    observes: bool = False
     doubt: str | None = None
     no_backstop: str | None = None
     backstop_trouble: str | None = None
@@ -127,7 +130,7 @@ def check_machine(config: Config) -> Iterator[Finding]:
         )
 
 
-def check_doubts(daemon: Daemon, observed: Observed) -> Iterator[Finding]:
+def check_doubts(daemon: Daemon) -> Iterator[Finding]:
     """What the daemon says that it could not do, and what stands behind the gate."""
     if daemon.doubt is not None:
         yield Finding(
@@ -144,13 +147,15 @@ def check_doubts(daemon: Daemon, observed: Observed) -> Iterator[Finding]:
             "whoever deletes the gate opens the host until it is put back",
             "who else has a table inet spa_backstop? nft list table inet spa_backstop",
         )
-    elif daemon.no_backstop and not observed.everything:
+    elif daemon.no_backstop and not daemon.observes:
         yield Finding(
             "no-backstop",
             "gate",
             f"no table stands behind the gate: {daemon.no_backstop}; "
             "whoever deletes the gate opens the host until it is put back",
-            "a kernel from 6.9 on keeps the host closed even then",
+            "a kernel from 6.9 on keeps the host closed even then"
+            if daemon.no_backstop == KERNEL_LACKS_IT
+            else "have the daemon make it: spa-server gate apply --confirm-within 60s",
         )
 
 

@@ -114,6 +114,7 @@ def _daemon(config: Config) -> "Daemon":
     return Daemon(
         is_running=True,
         config_is_current=status.get("config_is_current"),
+        observes=status.get("mode") == "observe",
         doubt=status.get("gate_in_doubt"),
         no_backstop=status.get("backstop_absence"),
         backstop_trouble=status.get("backstop_trouble"),

@@ -94,6 +94,7 @@ _BEGUN: Final = 126  # the gate's labels: gate.nft, chain `session`
 _LET_IN: Final = 127
 _NAME_SIZE: Final = 16
 
+KERNEL_LACKS_IT: Final = "this kernel knows no tables with an owner (Linux 5.12 and later)"
 _LETS_GO_WITHIN_S: Final = 5.0
 _PAUSE_S: Final = 0.02
 _NETLINK_SOCKETS: Final = Path("/proc/net/netlink")
@@ -150,7 +151,7 @@ class Backstop:
                     return
                 if failure.number not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT}:
                     raise failure.error()
-        self.absence = "this kernel knows no tables with an owner (Linux 5.12 and later)"
+        self.absence = KERNEL_LACKS_IT
 
     def again(self) -> None:
         """Tries anew what failed."""
