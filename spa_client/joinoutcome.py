@@ -50,12 +50,14 @@ def _of_joined(joining: Joining, answer: Answer) -> Iterator[Line]:
             yield Line(f"{name}: joined, but the key could not be tried: {joining.problem}")
         return
     if proof.is_shut:
+        if plan.options.wants_ssh:
+            yield Line(f"the key works; now: ssh {name}", good=True)
+            return
         # What its roles allow, the server tells nobody; an example of a port would be taken for it.
         now = f"now: spa-client knock {name} ACCESS, such as tcp/5432 (ask its operator which)"
         yield Line(f"the key works; {now}", good=True)
-        if not plan.options.wants_ssh:
-            ssh = "if that is ssh, have it knock by itself: spa-client ssh-config --install"
-            yield Line(ssh, good=True)
+        ssh = "if that is ssh, have it knock by itself: spa-client ssh-config --install"
+        yield Line(ssh, good=True)
         return
     if proof.exit_code is ExitCode.REFUSED and not proof.wish.closing:
         yield Line(f"{name}: joined, but not all that was asked for is allowed yet")

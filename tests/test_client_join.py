@@ -246,6 +246,12 @@ class TestJoined:
         assert knocked.code == 0, knocked
 
     @posix
+    def test_with_ssh_it_ends_with_what_is_typed_next(self, home: Home, server: JoinServer) -> None:
+        ended = home.join(server.invite(), "--name", "db1", "--ssh")
+        assert ended.code == 0
+        assert ended.out[2:] == ["the key works; now: ssh db1"]
+
+    @posix
     def test_what_it_makes_is_private(self, home: Home, server: JoinServer) -> None:
         home.join(server.invite())
         made = [home.spa, *home.spa.rglob("*")]
