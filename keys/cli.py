@@ -19,6 +19,7 @@ from keys import (
 from keys.console import Parsed, Program, note, print_json, printable, say, say_lines
 from keys.keyline import BadLine, Entry, KeyList
 from keys.options import (
+    EXPIRY,
     IDENTITY,
     PATH_OR_STDIN,
     PROGRAM,
@@ -28,7 +29,6 @@ from keys.options import (
     check_roles,
     control_option,
     database_option,
-    expiry,
     host_here,
     now_us,
     roles_in_words,
@@ -101,6 +101,8 @@ for _command in (
 @click.option("--role", "roles", type=ROLE, multiple=True, help="A role it gets; repeatable.")
 @click.option(
     "--expires",
+    "expires_at_us",
+    type=EXPIRY,
     help="When the key stops working: 90d, 2027-01-31 (as that day begins here) or a time by "
     "RFC 3339.  [default: never]",
 )
@@ -125,7 +127,7 @@ def enroll(
     key_file: Path | None,
     key_list: Path | None,
     roles: tuple[str, ...],
-    expires: str | None,
+    expires_at_us: int | None,
     replaces: str | None,
     overlap: float | None,
     as_json: bool,
@@ -137,7 +139,6 @@ def enroll(
     An identity may have several keys: one for each device.
     """
     at_us = now_us()
-    expires_at_us = expiry(expires, at_us)
     if key_list is not None and (key or key_file or replaces):
         raise click.UsageError("--from takes the place of --key, --key-file and --replaces")
     if overlap is not None and replaces is None:

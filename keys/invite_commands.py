@@ -12,6 +12,7 @@ from keys.console import Parsed, note, print_json, say, say_lines
 from keys.identity import Identity
 from keys.invite import USUAL_EXPIRY, WrittenHost
 from keys.options import (
+    EXPIRY,
     IDENTITY,
     PROGRAM,
     ROLE,
@@ -20,7 +21,6 @@ from keys.options import (
     check_roles,
     control_option,
     database_option,
-    expiry,
     host_here,
     now_us,
     roles_in_words,
@@ -44,6 +44,8 @@ _WAITING = click.argument("name", metavar="IDENTITY|KEY", shell_complete=offers.
 @click.option("--role", "roles", type=ROLE, multiple=True, help="A role it brings; repeatable.")
 @click.option(
     "--expires",
+    "expires_at_us",
+    type=EXPIRY,
     default=USUAL_EXPIRY,
     show_default=True,
     help="Until when one may join: 24h, 15m, 2027-01-31 or a time by RFC 3339.",
@@ -73,7 +75,7 @@ def invite(
     *,
     name: str,
     roles: tuple[str, ...],
-    expires: str,
+    expires_at_us: int,
     needs_approval: bool,
     host: WrittenHost | None,
     wants_qr: bool | None,
@@ -89,7 +91,6 @@ def invite(
     if as_json and wants_qr:
         raise click.UsageError("--json and --qr exclude each other")
     at_us = now_us()
-    expires_at_us = expiry(expires, at_us) or at_us
     check_roles(roles)
     server = invites.server_of(host_here(), host)
     max_keys = host_here().max_keys
@@ -159,18 +160,19 @@ def pending(as_json: bool, database: Path) -> None:
 @_WAITING
 @click.option(
     "--expires",
+    "expires_at_us",
+    type=EXPIRY,
     help="When the key stops working: 90d, 2027-01-31 or a time by RFC 3339.  [default: never]",
 )
 @database_option
 @control_option
-def approve(name: str, expires: str | None, database: Path, control: Path) -> None:
+def approve(name: str, expires_at_us: int | None, database: Path, control: Path) -> None:
     """Lets a key knock that joined by an invite and waits.
 
     In the roles of the invite.
     Compare its id with the one that its owner sees, for whoever had the invite could join.
     """
     at_us = now_us()
-    expires_at_us = expiry(expires, at_us)
     with opened(database) as registry:
         found = registry.approve(name, expires_at_us=expires_at_us, now_us=at_us, actor=actor())
         all_roles = registry.roles_of(found.key.identity)

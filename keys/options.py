@@ -15,12 +15,13 @@ from keys.hostconfig import IN_CONTEXT, HostConfig, host_config, unknown_roles
 from keys.names import identity_name, key_name, role_name
 from keys.poke import poke
 from keys.registry import Refused
-from keys.when import BadTime, parse_expiry
+from keys.when import parse_expiry
 
 PROGRAM: Final = "spa-keys"
 
 IDENTITY: Final = Parsed("identity", identity_name, offers.identities)
 ROLE: Final = Parsed("role", role_name, offers.roles)
+EXPIRY: Final = Parsed("moment", lambda text: parse_expiry(text, now_us()))
 NAME: Final = Parsed("name", key_name, offers.key_files)
 PATH: Final = click.Path(path_type=Path, readable=False)
 PATH_OR_STDIN: Final = click.Path(path_type=Path, readable=False, allow_dash=True)
@@ -151,14 +152,6 @@ as_json_option: Final = click.option(
 def now_us() -> int:
     """Microseconds since 1970."""
     return time.time_ns() // 1000
-
-
-def expiry(text: str | None, now_us: int) -> int | None:
-    """The moment that --expires names; None where it is not given. Raises BadParameter."""
-    try:
-        return None if text is None else parse_expiry(text, now_us)
-    except BadTime as bad:
-        raise click.BadParameter(str(bad), param_hint="'--expires'") from None
 
 
 def actor() -> str:

@@ -52,6 +52,30 @@ def test_every_command_and_option_is_in_its_man_page(page: str) -> None:
     assert missing == []
 
 
+TIMES = {
+    *("--expires", "--key-expires", "--since", "--until", "--at"),
+    *("--lifetime", "--overlap", "--timeout", "--confirm-within", "--idle"),
+}
+
+
+def test_every_time_is_called_a_moment_or_a_duration() -> None:
+    """And whatever is called so is known here, so that an option with a time cannot be new."""
+    named, called = set(), set()
+    for program in PAGES.values():
+        for _, command in commands(program):
+            ctx = click.Context(command)
+            for param in command.params:
+                shown = param.make_metavar(ctx) if isinstance(param, click.Option) else ""
+                named |= {name for name in param.opts if name in TIMES}
+                called |= {
+                    (name, shown)
+                    for name in param.opts
+                    if name in TIMES or shown in ("MOMENT", "DURATION", "SECONDS")
+                }
+    assert named == TIMES == {name for name, _ in called}
+    assert {shown for _, shown in called} == {"MOMENT", "DURATION"}
+
+
 def help_of(program: click.Group, name: str) -> str:
     """What `program name --help` prints at a terminal of 80 columns."""
     done = CliRunner().invoke(program, [*name.split(), "--help"], terminal_width=80)
@@ -130,7 +154,7 @@ def test_every_environment_variable_is_in_its_man_page(page: str) -> None:
 
 def test_the_man_page_knows_each_timeout() -> None:
     text = " ".join(plain("spa-client.1").split())
-    told = text.partition("How long to knock and wait for a reply:")[2].partition("A duration")[0]
+    told = text.partition("a number alone is seconds:")[2].partition("A knock that")[0]
     for name, command in commands(spa_client.cli.main):
         for param in command.params:
             if isinstance(param, click.Option) and "--timeout" in param.opts:

@@ -155,11 +155,11 @@ def timeout_option(default_s: float) -> Option:
     return click.option(
         "--timeout",
         "timeout_s",
-        metavar="SECONDS",
+        metavar="DURATION",
         type=Parsed("timeout", _timeout),
         default=default_s,
         show_default=True,
-        help="How long to knock and wait for a reply.",
+        help="How long to knock and wait for a reply: 5s, or in seconds.",
     )
 
 

@@ -9,6 +9,7 @@ import click
 
 from keys.console import Parsed, Trouble, note, print_json, say, say_file
 from keys.invite import USUAL_EXPIRY, WrittenHost
+from keys.options import EXPIRY
 from keys.when import rfc3339
 from spa_server import clock
 from spa_server.commands.common import PATH, explained, json_option
@@ -51,6 +52,8 @@ class _Made:
 @click.option("--invite", "invites", is_flag=True, help="Make the invites, and print their lines.")
 @click.option(
     "--expires",
+    "expires_at_us",
+    type=EXPIRY,
     default=USUAL_EXPIRY,
     show_default=True,
     help="With --invite: until when one may join: 24h, 7d, 2027-01-31.",
@@ -70,7 +73,7 @@ def import_fwknop(
     output: Path | None,
     force: bool,
     invites: bool,
-    expires: str,
+    expires_at_us: int,
     approve: bool,
     host: WrittenHost | None,
     as_json: bool,
@@ -88,7 +91,6 @@ def import_fwknop(
     commands that invite them are printed; nothing on this host is changed but by --output and
     --invite. The whole way is in docs/from-fwknop.md.
     """
-    from keys.options import expiry
     from spa_server.fwknop import reading, translation, writing
 
     if force and output is None:
@@ -98,7 +100,7 @@ def import_fwknop(
     if (approve or host is not None) and not invites:
         raise click.UsageError("--approve and --host go with --invite")
     now_us = clock.now_us()
-    terms = _Terms(host, expiry(expires, now_us) or now_us, approve)
+    terms = _Terms(host, expires_at_us, approve)
     translated = translation.translate(reading.read(file), now_us)
     text = writing.policy_text(translated, file)
     _prove(text, output or Path("policy.toml"))
