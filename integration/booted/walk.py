@@ -272,7 +272,7 @@ FIRST_USE: Final = (
         answers=_PASSPHRASE,
     ),
     Step(_ROOT, "spa-server holes", "alice"),
-    Step(_ROOT, "spa-server sessions", "IDENTITY +FROM"),
+    Step(_ROOT, "spa-server sessions", "IDENTITY +FROM|No connection"),
     Step(_ROOT, "spa-server audit --since 2h", "hole.opened"),
     Step(
         _ROOT,

@@ -41,6 +41,9 @@ def init(path: Path | None, host: WrittenHost | None, as_json: bool) -> None:
         print_json({"server": line, "made": made})
         return
     say(line)
+    if not made:
+        note("Everything was there: nothing was changed.")
+        return
     note("Next: let somebody in by one line, spa-keys invite NAME --role admin")
     note("or by the line above: there, spa-client add NAME '...'; here, spa-keys enroll.")
     note("Then look at the policy, and: spa-server gate apply --confirm-within 60s")
@@ -145,6 +148,9 @@ def holes(path: Path | None, as_json: bool) -> None:
         )
         for hole, grants in held.items()
     ]
+    if not rows:
+        note("No hole is open.")
+        return
     say_lines(table(("GRANT", "IDENTITY", "SOURCE", "TARGET", "ACCESS", "LEFT"), rows))
 
 

@@ -73,7 +73,11 @@ def history(path: Path | None, since_us: int | None, as_json: bool) -> None:
         )
         for one, is_kept in found
     ]
-    say_lines(table(("WHEN", "DIGEST", "EVENT", "BY", "WHY"), rows))
+    if rows:
+        say_lines(table(("WHEN", "DIGEST", "EVENT", "BY", "WHY"), rows))
+    else:
+        since = f" since {local_minute(since_us)}" if since_us is not None else ""
+        note(f"No policy came into force{since}, as far as the record goes.")
 
 
 @click.command(

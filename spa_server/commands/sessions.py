@@ -101,8 +101,11 @@ def sessions(
     if as_json:
         print_json(found)
         return
-    header = ("IDENTITY", "FROM", "TO", "SINCE", "IN", "OUT", "GRANT", "ENDS")
-    say_lines(table(header, [tuple(_row(each)) for each in found["sessions"]]))
+    if found["sessions"]:
+        header = ("IDENTITY", "FROM", "TO", "SINCE", "IN", "OUT", "GRANT", "ENDS")
+        say_lines(table(header, [tuple(_row(each)) for each in found["sessions"]]))
+    else:
+        note(f"No {'such ' if is_chosen else ''}connection is open through a hole.")
     if found["left_off"]:
         note(f"{found['left_off']} more are not listed; narrow it down, say with --identity.")
     if not found["is_complete"]:
