@@ -61,7 +61,11 @@ SERVER: Final = [
     ("--config {d} status", TROUBLE, f"{{d}}: is a directory; {MEANT}"),
     ("--config {d}/torn.toml status", TROUBLE, "{d}/torn.toml: not TOML: *(at line 1, column 14)"),
     ("--config {d}/bad.toml gate apply", TROUBLE, "{d}/bad.toml: outer: 'eth0;x' is no name of *"),
-    ("--config {d}/no-policy.toml gate apply", TROUBLE, "{d}/none: no such file or directory"),
+    (
+        "--config {d}/no-policy.toml gate apply",
+        TROUBLE,
+        "{d}/none: no such file or directory; spa-server init makes one",
+    ),
     (
         "--config {d}/bad-policy.toml gate apply",
         TROUBLE,
@@ -76,7 +80,7 @@ SERVER: Final = [
     ),
     ("--config {d}/torn-key.toml run", TROUBLE, "{d}/torn.key is not a whole key file (*); take*"),
     ("--config {d}/not-a-key.toml run", TROUBLE, "{d}/server.toml is *; run: chmod 600 *"),
-    ("--config {d}/no-database.toml audit", TROUBLE, "there is no registry at {d}/none; enroll*"),
+    ("--config {d}/no-database.toml audit", TROUBLE, "there is no registry at {d}/none; spa-*"),
     (
         "--config {d}/bad-database.toml run",
         TROUBLE,
@@ -84,8 +88,8 @@ SERVER: Final = [
     ),
     ("--config {d}/bad-database.toml audit", TROUBLE, "{d}/server.toml is not a database; set*"),
     ("--config {d}/bad-database.toml check", TROUBLE, "{d}/server.toml is not a database; set*"),
-    ("inspect {d}/none.pcap", TROUBLE, "{d}/none.pcap cannot be read: No such file or directory"),
-    ("inspect {d}", TROUBLE, "{d} cannot be read: Is a directory"),
+    ("inspect {d}/none.pcap", TROUBLE, "{d}/none.pcap cannot be read: no such file or directory"),
+    ("inspect {d}", TROUBLE, "{d} cannot be read: is a directory"),
     ("inspect {d}/server.toml", TROUBLE, "{d}/server.toml is no capture; tcpdump -w writes one"),
     ("explain carol tcp/22 --from 1.1.1.1", REFUSED, "*no identity 'carol'; see: spa-keys list"),
     # The daemon does not run
@@ -200,13 +204,21 @@ KEYS: Final = [
     ("enroll alice --key '{k}' --expires soon", USAGE, "*'soon' is no moment; write it like 90d,*"),
     ("enroll alice --key '{k}' --expires 2001-01-01", USAGE, "*'2001-01-01' is past; an expiry *"),
     ("enroll alice --key-file {h}/none", TROUBLE, "{h}/none: no such file or directory; name*"),
-    ("grant carol ops", REFUSED, "there is no identity 'carol'; enroll a key for it first"),
-    ("ungrant carol ops", REFUSED, "there is no identity 'carol'; enroll a key for it first"),
+    (
+        "grant carol ops",
+        REFUSED,
+        "there is no identity 'carol'; see: spa-keys list; or: spa-keys invite carol",
+    ),
+    (
+        "ungrant carol ops",
+        REFUSED,
+        "there is no identity 'carol'; see: spa-keys list; or: spa-keys invite carol",
+    ),
     ("revoke carol", REFUSED, "no identity or key is called 'carol'; see: spa-keys list --all"),
     (
         "list --database {d}/none",
         TROUBLE,
-        "there is no registry at {d}/none; enroll a key *",
+        "there is no registry at {d}/none; spa-server init *",
     ),
     ("list --database {d}/server.toml", TROUBLE, "{d}/server.toml is not a database; set --data*"),
 ]
@@ -414,7 +426,7 @@ def test_another_daemon_runs_already(running: Site) -> None:
 def test_the_daemon_cannot_do_what_it_is_asked(running: Site) -> None:
     closed = running.server("close", "7", check=False)
     assert closed.returncode == REFUSED
-    assert closed.stderr == "0 closed.\nspa-server: nothing to close; see: spa-server holes\n"
+    assert closed.stderr == "spa-server: nothing to close; see: spa-server holes\n"
     running.write_policy("[services]\nssh = 'tcp/0'\n")
     file = f"{running.directory}/policy.toml"
     expected = f"the daemon says: {file}: services.ssh: 0 is no port from 1 to 65535"

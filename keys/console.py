@@ -158,6 +158,10 @@ def _stopped(program: str | None, error: BaseException) -> int:
     ):
         note(f"{program}: stopped, as asked")
         return ExitCode.REFUSED
+    is_question = isinstance(error, click.Abort)
+    if is_question and isinstance(error.__context__, EOFError) and not sys.stdin.isatty():
+        note(f"{program}: nobody is there to answer; run this at a terminal, or give --yes")
+        return ExitCode.TROUBLE
     if sys.stderr.isatty():
         click.echo(err=True)  # ends the line on which the terminal shows ^C
     note(f"{program}: interrupted")
@@ -193,7 +197,7 @@ def of_os_error(error: OSError) -> Trouble:
     if not where:
         return Trouble(what)
     is_denied = isinstance(error, PermissionError)
-    hint = "run this as its owner" if is_denied else "name the file that you mean"
+    hint = "run this as its owner or as root" if is_denied else "name the file that you mean"
     return Trouble(f"{' -> '.join(where)}: {what}", hint)
 
 

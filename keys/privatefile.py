@@ -99,7 +99,11 @@ def read(path: Path, *, service: int | None = None) -> bytes:
     except FileNotFoundError:
         raise Missing(f"{path} does not exist") from None
     except OSError as error:
-        hint = "run this as its owner" if isinstance(error, PermissionError) else _NAME_A_FILE
+        hint = (
+            "run this as its owner or as root"
+            if isinstance(error, PermissionError)
+            else _NAME_A_FILE
+        )
         raise KeyFileError(f"{path} cannot be read: {_reason(error)}", hint) from None
     if len(content) > MAX_SIZE:
         raise KeyFileError(f"{path} is too large for a file of this kind", _NAME_A_FILE)

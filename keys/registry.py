@@ -281,7 +281,10 @@ class Registry(Joining):
 
     def _require_identity(self, identity: str) -> None:
         if not self._has_identity(identity):
-            raise Refused(f"there is no identity {identity!r}", "enroll a key for it first")
+            raise Refused(
+                f"there is no identity {identity!r}",
+                f"see: spa-keys list; or: spa-keys invite {identity}",
+            )
 
 
 @contextlib.contextmanager

@@ -362,7 +362,7 @@ def _find(path: Path) -> None:
     try:
         path.stat()
     except FileNotFoundError:
-        hint = "enroll a key first, or set --database"
+        hint = "spa-server init makes one on a host; your own keys: spa-keys mine"
         raise RegistryError(f"there is no registry at {path}", hint) from None
 
 

@@ -59,7 +59,9 @@ def read_text(path: Path, *, how: Callable[[Path], bytes] = read_file) -> str | 
     except ValueError as error:  # a NUL in its name
         raise FileProblem(path, "", str(error), _NAME_IT) from None
     except OSError as error:
-        hint = "run this as its owner" if isinstance(error, PermissionError) else _NAME_IT
+        hint = (
+            "run this as its owner or as root" if isinstance(error, PermissionError) else _NAME_IT
+        )
         raise FileProblem(path, "", lower_first(error.strerror or str(error)), hint) from None
 
 

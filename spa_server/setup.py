@@ -128,6 +128,17 @@ def server_line(config_path: Path | None, host: WrittenHost | None) -> ServerLin
     return ServerLine(server.public, server.endpoint)
 
 
+def other_host(config_path: Path | None, host: WrittenHost) -> str:
+    """What the configuration names in the place of `host`; empty where it is the same, or where
+    neither that nor this machine has a name."""
+    path = config_path or CONFIG_PATH
+    try:
+        named, meant = (server_here(path, each).endpoint for each in (None, host))
+    except Trouble:
+        return ""
+    return "" if named == meant else str(named)
+
+
 def _host_line(host: WrittenHost | None) -> str:
     if host is None:
         return '# host = "db1.internal"         # where clients knock; left out: this host\'s name'

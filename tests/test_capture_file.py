@@ -118,9 +118,9 @@ def test_no_capture(tmp_path: Path, content: bytes) -> None:
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(CaptureError, match=r"none cannot be read: No such file or directory$"):
+    with pytest.raises(CaptureError, match=r"none cannot be read: no such file or directory$"):
         list(read_capture(tmp_path / "none", PORT))
-    with pytest.raises(CaptureError, match=r"cannot be read: Is a directory$"):
+    with pytest.raises(CaptureError, match=r"cannot be read: is a directory$"):
         list(read_capture(tmp_path, PORT))
 
 

@@ -143,6 +143,16 @@ def test_it_asks_and_says_that_a_sound_one_is_sound(site: Site) -> None:
     assert site.database.read_bytes() == content
 
 
+def test_where_nobody_can_answer_it_says_how_to_go_on(site: Site) -> None:
+    """A script, a cron job: not "interrupted"."""
+    done = site.run("audit", "set-aside", stdin="")
+    assert done.exit_code == 4
+    assert done.stderr.endswith(
+        "spa-server: nobody is there to answer; run this at a terminal, or give --yes\n"
+    )
+    assert site.database.exists()
+
+
 def test_without_a_database_there_is_nothing_to_do(site: Site) -> None:
     site.database.unlink()
     assert site.run("audit", "set-aside", "--yes").exit_code == 1

@@ -37,6 +37,27 @@ def test_everything_is_made_where_it_is_missing_and_nothing_twice(tmp_path: Path
     assert {p: p.read_bytes() for p in before} == before
 
 
+def test_what_comes_next_is_told_where_something_was_made(tmp_path: Path) -> None:
+    path = tmp_path / "server.toml"
+    first, again = init(path, "--host", "db1"), init(path)
+    assert "Next: " in first.stderr
+    assert (again.stdout, again.stderr) == (
+        first.stdout,
+        "Everything was there: nothing was changed.\n",
+    )
+
+
+def test_another_host_than_the_configurations_is_told_to_be_for_this_line_only(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "server.toml"
+    init(path, "--host", "db1")
+    assert "This line alone" not in init(path, "--host", "db1").stderr
+    other = init(path, "--host", "db2")
+    assert other.stdout.endswith(" db2:62201\n")
+    assert f"invites go on to name db1:62201; for good, set host in {path}" in other.stderr
+
+
 def test_secrets_are_private(tmp_path: Path) -> None:
     list(initialise(tmp_path / "server.toml"))
     config = load_config(tmp_path / "server.toml")

@@ -1677,7 +1677,7 @@ class TestProgram:
             (
                 PermissionError(13, "Permission denied", "x"),
                 4,
-                "x: permission denied; run this as its owner",
+                "x: permission denied; run this as its owner or as root",
             ),
             (OSError(28, "No space left on device"), 4, "no space left on device"),
             (OSError("odd"), 4, "odd"),

@@ -11,6 +11,7 @@ import pytest
 
 from integration.booted.company import CHECKOUT, OLD, install_server, old_tree, tree
 from integration.booted.machine import Machine
+from integration.booted.root import TREE
 from integration.lab import Host, Lab, Reach, wait_until
 
 pytestmark = pytest.mark.timeout(900)
@@ -201,6 +202,45 @@ def test_a_full_disk_at_boot_leaves_the_host_closed_and_says_so(guarded: Guarded
     server.type("rm /var/lib/spa/full")
     guarded.wait_for_daemon()
     assert guarded.reach() is Reach.SILENT
+
+
+# Locked out, at three in the morning
+
+
+def _of_operations(heading: str) -> list[str]:
+    """The lines for a shell under a heading of docs/operations.md."""
+    text = (TREE / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    return [line.strip() for line in section.splitlines() if line.startswith("    ")]
+
+
+def test_what_is_to_be_typed_by_who_is_locked_out_does_what_is_said(guarded: Guarded) -> None:
+    server = guarded.server
+    server.type("spa-keys invite alice --role admin")
+    lines = _of_operations("Locked out")
+    here = [line for line in lines if not line.startswith(("spa-client", "systemctl", "nft", "mv"))]
+    assert guarded.reach() is Reach.SILENT
+    for line in here:
+        done = server.type(line, check=False)
+        assert done.returncode in (0, 1), f"{line}: {done.stdout}{done.stderr}"
+        assert "Traceback" not in done.stderr
+    assert guarded.reach() is Reach.OPEN
+    server.type("spa-server gate apply")
+    assert guarded.reach() is Reach.SILENT
+
+
+def test_where_the_programs_do_not_start_the_gate_is_opened_by_hand(guarded: Guarded) -> None:
+    server = guarded.server
+    server.type("mv /opt/spaknock /opt/broken")
+    lines = _of_operations("Locked out")
+    by_hand = [line for line in lines if line.startswith(("systemctl", "nft", "mv"))]
+    assert len(by_hand) == 4
+    assert guarded.reach() is Reach.SILENT
+    for line in by_hand:
+        server.type(line)
+    assert guarded.reach() is Reach.OPEN
+    assert server.reboot() in ("running", "degraded")
+    assert guarded.reach() is Reach.OPEN
 
 
 # Who may call what

@@ -53,8 +53,14 @@ def ssh_config(
 def install_all(chosen: Path | None, keys: Path | None) -> None:
     """Has ssh knock for every host in the configuration, and says what it wrote. Raises Trouble."""
     blocks = all_blocks(config.load(chosen, keys), chosen, keys)
-    for path in sshinstall.install(blocks, sshinstall.ssh_directory()):
+    directory = sshinstall.ssh_directory()
+    written = sshinstall.install(blocks, directory)
+    for path in written:
         note(f"wrote {path}: ssh knocks by itself")
+    if not written:
+        note(
+            f"nothing to write: ssh knocks by itself already, by {directory / sshinstall.INCLUDED}"
+        )
 
 
 def all_blocks(known: Config, chosen: Path | None, keys: Path | None) -> str:

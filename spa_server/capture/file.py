@@ -89,7 +89,9 @@ def _open(path: Path) -> _Watched:
             return _Watched(cast(BinaryIO, gzip.open(path)))
         file.seek(0)
     except OSError as error:
-        raise CaptureError(f"{path} cannot be read: {error.strerror}") from None
+        raise CaptureError(
+            f"{path} cannot be read: {(error.strerror or str(error)).lower()}"
+        ) from None
     return _Watched(file)
 
 

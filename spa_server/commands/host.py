@@ -11,7 +11,7 @@ from keys.names import identity_name
 from spa_server.commands import offers
 from spa_server.commands.common import PROGRAM, ask, explained, json_option
 from spa_server.commands.gate import observing
-from spa_server.config import load_config
+from spa_server.config import CONFIG_PATH, load_config
 from spa_server.control import DaemonRefused
 
 
@@ -41,6 +41,9 @@ def init(path: Path | None, host: WrittenHost | None, as_json: bool) -> None:
         print_json({"server": line, "made": made})
         return
     say(line)
+    if host is not None and (named := setup.other_host(path, host)):
+        where = path or CONFIG_PATH
+        note(f"This line alone: invites go on to name {named}; for good, set host in {where}.")
     if not made:
         note("Everything was there: nothing was changed.")
         return
@@ -192,7 +195,7 @@ def close(
     closed = ask(load_config(path), do="close", **request)["closed"]
     if as_json:
         print_json({"closed": closed})
-    else:
+    elif closed:
         note(f"{closed} closed.")
     if not closed:
         raise Trouble("nothing to close", f"see: {PROGRAM} holes", exit_code=ExitCode.REFUSED)

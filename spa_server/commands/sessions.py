@@ -115,7 +115,7 @@ def sessions(
 def _cut(count: int, *, as_json: bool) -> None:
     if as_json:
         print_json({"cut": count})
-    else:
+    elif count:
         note(f"{count} cut.")
     if not count:
         raise Trouble("nothing to cut", f"see: {PROGRAM} sessions", exit_code=ExitCode.REFUSED)

@@ -60,7 +60,7 @@ def load_policy(path: Path) -> Policy:
     """The policy in a file. Raises FileProblem."""
     text = tomlfile.read_text(path)
     if text is None:
-        raise FileProblem(path, "", "no such file or directory")
+        raise FileProblem(path, "", "no such file or directory", "spa-server init makes one")
     return parse_policy(tomlfile.parse(text, path), path, lines_of(text))
 
 
