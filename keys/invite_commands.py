@@ -199,7 +199,7 @@ def _show_qr(made: Invite) -> None:
     is_terminal = sys.stdout.isatty()
     drawn = qr.drawn(made.reveal(), coloured=is_terminal)
     if drawn is None:
-        note("No QR code: it needs the library segno (pip install segno).")
+        note(f"No QR code: it needs the library segno ({sys.executable} -m pip install segno).")
         return
     try:
         drawn.encode(sys.stdout.encoding or "ascii")

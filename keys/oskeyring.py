@@ -5,6 +5,7 @@ is open while its owner is logged in. It has the passphrase alone, under the ser
 the key's id; the key stays in its file.
 """
 
+import sys
 from typing import Final
 
 from keys.trouble import Trouble
@@ -53,7 +54,7 @@ def forget(key_id: str) -> None:
 def _no_keyring(error: Exception) -> NoKeyring:
     """Backends raise what they like; each of it means that the keyring cannot be used now."""
     if isinstance(error, ImportError):
-        hint = "install it: pip install keyring"
+        hint = f"{sys.executable} -m pip install keyring"
         return NoKeyring("the keyring cannot be used: the package keyring is missing", hint)
     if type(error).__name__ == "NoKeyringError":
         return NoKeyring("the keyring cannot be used: this system offers none")

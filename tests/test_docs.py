@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -168,6 +169,24 @@ def test_the_protocol_says_how_long_a_client_waits() -> None:
     said = f"wait {first:g} s and {second:g} s after the first two, then a second each time"
     assert said in text
     assert set(others[:3]) == {1.0}
+
+
+def test_every_extra_that_is_named_is_one() -> None:
+    """In what is to be typed, and in what the programs say is missing. Nothing is on PyPI under
+    the project's own name: extras are those of the checkout."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    texts = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *MAN.iterdir()]
+    texts += [path for package in ("keys", "spa_*") for path in ROOT.glob(f"{package}/**/*.py")]
+    named = set()
+    for path in texts:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"spaknock\[", text), path
+        for extras in re.findall(r"(?:\(aq|')\.\[([a-z,]+)\]", text):
+            named |= set(extras.split(","))
+        named |= set(re.findall(r"extra `\[([a-z]+)\]`", text))
+    assert named
+    assert named <= set(project["optional-dependencies"])
+    assert {"server", "report", "raw"} <= named
 
 
 def test_every_key_of_the_server_configuration_is_documented() -> None:
