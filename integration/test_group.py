@@ -63,6 +63,14 @@ def test_a_member_reads_the_record_through_the_daemon(scene: Scene) -> None:
     assert "the latest 1 lines" in few.stderr
 
 
+def test_a_member_is_told_that_there_is_nothing(scene: Scene) -> None:
+    asked = ("audit", "--event", "backup.made")
+    told = scene.member(*asked)
+    assert (told.returncode, told.stdout) == (0, "")
+    assert told.stderr == "spa-server: nothing of that kind in the record\n"
+    assert scene.member(*asked, "--json").stdout == "[]\n"
+
+
 def test_a_member_follows_the_record(scene: Scene) -> None:
     program = f"{PROGRAMS}/spa-server --config {scene.site.config} audit --event knock --follow"
     user = f"setpriv --reuid={_MEMBER} --regid={_GROUP} --clear-groups"

@@ -154,7 +154,7 @@ class ControlServer:
             return {"ok": False, "error": f"ask one of: {', '.join(known)}"}
         try:
             if user not in {0, os.geteuid()} and self._is_roots(request):
-                return {"ok": False, "error": "that is root's alone to ask"}
+                return {"ok": False, "error": "that is root's alone to ask; run this as root"}
             if request["do"] in self._readers:
                 loop = asyncio.get_running_loop()
                 return {"ok": True, **await loop.run_in_executor(self._thread, handler, request)}

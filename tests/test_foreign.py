@@ -123,9 +123,9 @@ def test_a_listing_that_would_be_more_than_a_gate_is_not_gone_back_to(listing: s
     [
         ({"do": "reload"}, "heard"),
         ({"do": "status"}, "heard"),
-        ({"do": "reload", "gate": True}, "root's"),
-        ({"do": "confirm"}, "root's"),
-        ({"do": "take-back"}, "root's"),
+        ({"do": "reload", "gate": True}, "root's alone to ask; run this as root"),
+        ({"do": "confirm"}, "root's alone to ask; run this as root"),
+        ({"do": "take-back"}, "root's alone to ask; run this as root"),
     ],
 )
 def test_the_gate_is_roots_alone(request_: dict[str, Any], is_told: str, tmp_path: Path) -> None:
