@@ -800,7 +800,8 @@ class TestKeyring:
         ended = host.run("generate", *options, typed="horse\n", PYTHONPATH=str(tmp_path))
         assert ended.code == 0
         assert ended.err.startswith(
-            "spa-keys: the keyring cannot be used: the package keyring is missing; install it: pip "
+            "spa-keys: the keyring cannot be used: the package keyring is missing; "
+            f"{sys.executable} -m pip install keyring"
         )
 
     @pytest.mark.usefixtures("secrets")
