@@ -9,7 +9,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 import pytest
 
-from integration.attacks import deleted_table, flooded_control
+from integration.attacks import deleted_table, flooded_control, hoarded_slots
 from integration.lab import Host, Lab, Reach, echoes, wait_until
 from integration.site import POLICY, Site
 from spa_protocol.access import Access, Protocol
@@ -34,6 +34,10 @@ def test_a_deleted_table(lab: Lab) -> None:
 
 def test_a_flooded_control_socket(lab: Lab) -> None:
     assert [figure for figure in flooded_control.run(lab) if not figure.holds] == []
+
+
+def test_hoarded_slots(lab: Lab) -> None:
+    assert [figure for figure in hoarded_slots.run(lab) if not figure.holds] == []
 
 
 @contextmanager

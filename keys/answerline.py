@@ -1,13 +1,32 @@
 """One line from a socket, of a size and in a time that are bounded, whoever is at the other end."""
 
 import socket
+import struct
 import time
+from pathlib import Path
 
 _AT_ONCE = 1 << 16
+_TIMEVAL = struct.Struct("@ll")  # struct timeval, of SO_SNDTIMEO (socket(7))
 
 
 class TooLong(OSError):
     """The line is longer than any answer."""
+
+
+def connect(connection: socket.socket, path: Path, within_s: float) -> None:
+    """Connects to a UNIX socket, and waits for as long as others are before it.
+
+    A socket with a timeout of Python's does not: connect(2) fails at once for one that does not
+    block, where the queue of those that wait is full. Raises OSError.
+    """
+    connection.settimeout(None)
+    timeval = _TIMEVAL.pack(int(within_s), int(within_s % 1 * 1_000_000))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+    try:
+        connection.connect(str(path))
+    except BlockingIOError:
+        raise TimeoutError("timed out: too many ask at once") from None
+    connection.settimeout(within_s)
 
 
 def read_line(connection: socket.socket, most: int, within_s: float) -> bytes:

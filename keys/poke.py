@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from keys.answerline import read_line
+from keys.answerline import connect, read_line
 
 _REQUEST: Final = b'{"do": "reload-keys"}\n'
 _MAX_ANSWER: Final = 65_536
@@ -47,8 +47,7 @@ def _exchange(control: Path, timeout_s: float) -> bytes:
     if sys.platform == "win32":
         raise FileNotFoundError(control)
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(timeout_s)
-        connection.connect(str(control))
+        connect(connection, control, timeout_s)
         connection.sendall(_REQUEST)
         return read_line(connection, _MAX_ANSWER, timeout_s)
 

@@ -8,9 +8,9 @@ It is a UNIX socket of mode 0660: whoever may open it may ask, except for what d
 gate itself, which only root may and the daemon's own user. What a request carries under `by` is
 what its program says of who runs it; whose it is, the kernel says (keys/actor.py). Requests that
 only look cost the daemon one line; none of them waits for anything, but for those that read
-files: these are answered in a thread, one at a time. Of one user so many are answered at once,
-and the next is told to come again: a member of the group who floods it takes neither the daemon's
-descriptors nor root's place.
+files: these are answered in a thread, one at a time. A member of the group who floods it takes
+neither the daemon's descriptors, nor root's place (spa_server/places.py), nor the time in which
+knocks are judged (spa_server/turns.py).
 """
 
 import asyncio
@@ -20,29 +20,35 @@ import shutil
 import socket
 import stat
 import struct
-from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from keys.actor import Actor
-from keys.answerline import read_line
+from keys.answerline import connect, read_line
 from keys.text import printable
 from keys.trouble import Trouble
+from spa_server.places import Place, Places
+from spa_server.turns import Turns
 
 MAX_LINE: Final = 64 * 1024
 TIMEOUT_S: Final = 5.0
 _MAX_ANSWER: Final = 64 << 20  # 100,000 grants take half of it
 _ANSWER_WITHIN_S: Final = 60.0
 _GROUP: Final = "spa"
-_CLIENTS_OF_A_USER: Final = 16
-_CLIENTS: Final = 64
-# How many the kernel lets wait, and so how many are accepted at one go.
+# What goes out in one piece, and for how long whoever asked may leave it lying.
+_PIECE: Final = 64 * 1024
+_STALLS_AFTER_S: Final = 10.0
+# How many the kernel lets wait, how many are accepted at one go, and the pause after that many:
+# whoever connects as fast as they can takes a small part of the daemon's time.
 _BACKLOG: Final = 32
+_PAUSE_S: Final = 0.01
+_NO_DESCRIPTORS_S: Final = 0.2
+_MEMBERS_REST: Final = 4.0  # so members have a fifth of the daemon's time, all together
 _PEER = struct.Struct("=iII")  # struct ucred: process, user, group
-_BUSY: Final = {"ok": False, "error": "too many ask at once; try again in a moment"}
+_BUSY: Final = b'{"ok": false, "error": "too many ask at once; try again in a moment"}\n'
 
 
 class Request(dict[str, Any]):
@@ -73,8 +79,11 @@ class ControlServer:
         self._readers = readers or {}
         self._thread = ThreadPoolExecutor(1, "control")
         self._is_roots = is_roots
-        self._server: asyncio.Server | None = None
-        self._clients: Counter[int] = Counter()
+        self._trusted = frozenset({0, os.geteuid()})
+        self._places = Places(self._trusted)
+        self._reads, self._acts = Turns(rests=0), Turns(rests=_MEMBERS_REST)
+        self._listener: socket.socket | None = None
+        self._answering: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Raises Trouble when another daemon answers there already, or the path cannot be had."""
@@ -83,9 +92,7 @@ class ControlServer:
             self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             old = os.umask(0o117)
             try:
-                self._server = await asyncio.start_unix_server(
-                    self._serve, str(self._path), limit=MAX_LINE, backlog=_BACKLOG
-                )
+                self._listen()
             finally:
                 os.umask(old)
         except OSError as error:
@@ -95,6 +102,16 @@ class ControlServer:
                 "run as root, or set `control` in server.toml",
             ) from None
         self._give_to_group()
+
+    def _listen(self) -> None:
+        with ExitStack() as on_error:
+            listener = on_error.enter_context(socket.socket(socket.AF_UNIX))
+            listener.setblocking(False)
+            listener.bind(str(self._path))
+            listener.listen(_BACKLOG)
+            on_error.pop_all()
+        self._listener = listener
+        self._accept_again()
 
     def _make_way(self) -> None:
         """A socket that nobody answers is what a killed daemon left behind."""
@@ -116,34 +133,62 @@ class ControlServer:
                 shutil.chown(self._path, group=_GROUP)
 
     async def stop(self) -> None:
-        """Closes the socket and takes it away."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        if self._server is not None:
-            self._server.close()
+        """Closes the socket and takes it away. Whoever waits for an answer gets none."""
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
             self._path.unlink(missing_ok=True)
+        for task in self._answering:
+            task.cancel()
+        await asyncio.gather(*self._answering, return_exceptions=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        user = _user_of(writer)
-        if self._clients[user] >= _CLIENTS_OF_A_USER or self._clients.total() >= _CLIENTS:
-            writer.write(json.dumps(_BUSY).encode() + b"\n")
-            writer.close()
+    def _accept_again(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        pause_s = _PAUSE_S
+        for _ in range(_BACKLOG):
+            try:
+                connection, _address = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError:  # no descriptor is left: it waits, and there may be one soon
+                pause_s = _NO_DESCRIPTORS_S
+                break
+            self._begin(connection)
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listener)
+        loop.call_later(pause_s, self._accept_again)
+
+    def _begin(self, connection: socket.socket) -> None:
+        """Answers it in a task of its own, or says at once that there is no place for it."""
+        connection.setblocking(False)
+        user = _user_of(connection)
+        task: asyncio.Task[None] | None = None
+        place = self._places.take(user, lambda: task is not None and task.cancel())
+        if place is None:
+            with connection, suppress(OSError):
+                connection.send(_BUSY)
             return
-        self._clients[user] += 1
-        writer.transport.set_write_buffer_limits(0)  # `drain` waits until all of it is written
-        try:
-            with suppress(OSError, ValueError, asyncio.TimeoutError):
-                async with asyncio.timeout(TIMEOUT_S):
-                    line = await reader.readline()
-                async with asyncio.timeout(_ANSWER_WITHIN_S):  # while knocks have the loop
-                    writer.write(json.dumps(await self._answer(line, user)).encode() + b"\n")
-                    await writer.drain()
-            if writer.transport.get_write_buffer_size():
-                writer.transport.abort()  # it did not read its answer, and would never be gone
-            writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
-        finally:
-            self._clients[user] -= 1
+        task = asyncio.get_running_loop().create_task(self._serve(connection, user))
+        self._answering.add(task)
+        task.add_done_callback(lambda over: self._over(over, connection, place))
+
+    def _over(self, task: asyncio.Task[None], connection: socket.socket, place: Place) -> None:
+        self._answering.discard(task)
+        self._places.leave(place)
+        connection.close()
+
+    async def _serve(self, connection: socket.socket, user: int) -> None:
+        with suppress(OSError, ValueError, asyncio.TimeoutError):
+            async with asyncio.timeout(TIMEOUT_S):
+                line = await _read_question(connection)
+            async with asyncio.timeout(_ANSWER_WITHIN_S):  # while knocks have the loop
+                answer = json.dumps(await self._answer(line, user)).encode() + b"\n"
+                await _send(connection, answer)
 
     async def _answer(self, line: bytes, user: int) -> dict[str, Any]:
         known = {**self._handlers, **self._readers}
@@ -153,19 +198,49 @@ class ControlServer:
         except (ValueError, KeyError, TypeError, RecursionError):
             return {"ok": False, "error": f"ask one of: {', '.join(known)}"}
         try:
-            if user not in {0, os.geteuid()} and self._is_roots(request):
+            if user not in self._trusted and self._is_roots(request):
                 return {"ok": False, "error": "that is root's alone to ask; run this as root"}
-            if request["do"] in self._readers:
-                loop = asyncio.get_running_loop()
-                return {"ok": True, **await loop.run_in_executor(self._thread, handler, request)}
-            return {"ok": True, **handler(request)}
+            return {"ok": True, **await self._do(handler, request, user)}
         except Exception as error:  # whatever a request brings up, the daemon lives
             return {"ok": False, "error": str(error)}
 
+    async def _do(self, handler: Handler, request: Request, user: int) -> dict[str, Any]:
+        if request["do"] in self._readers:
+            async with self._reads.turn(user):
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._thread, handler, request)
+        if user in self._trusted:
+            return handler(request)
+        async with self._acts.turn(user):
+            return handler(request)
 
-def _user_of(writer: asyncio.StreamWriter) -> int:
+
+async def _read_question(connection: socket.socket) -> bytes:
+    """Up to the first line end, or all there is. Raises ValueError for one that is too long."""
+    loop = asyncio.get_running_loop()
+    line = bytearray()
+    while b"\n" not in line:
+        if len(line) > MAX_LINE:
+            raise ValueError("the question is longer than any")
+        part = await loop.sock_recv(connection, MAX_LINE)
+        if not part:
+            if not line:
+                raise ValueError("nothing was asked")
+            break
+        line += part
+    return bytes(line.partition(b"\n")[0])
+
+
+async def _send(connection: socket.socket, answer: bytes) -> None:
+    """In pieces, each of which has its own time: whoever does not read one keeps no place."""
+    loop = asyncio.get_running_loop()
+    for start in range(0, len(answer), _PIECE):
+        async with asyncio.timeout(_STALLS_AFTER_S):
+            await loop.sock_sendall(connection, memoryview(answer)[start : start + _PIECE])
+
+
+def _user_of(peer: socket.socket) -> int:
     """Who is at the other end (SO_PEERCRED, unix(7))."""
-    peer = writer.get_extra_info("socket")
     credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
     user: int = _PEER.unpack(credentials)[1]
     return user
@@ -197,9 +272,9 @@ def ask(path: Path, request: dict[str, Any], *, within_s: float | None = None) -
     asked = {**request, "by": Actor.here().detail}
     try:
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(TIMEOUT_S)
-            connection.connect(str(path))
-            connection.sendall(json.dumps(asked).encode() + b"\n")
+            connect(connection, path, TIMEOUT_S)
+            with suppress(BrokenPipeError):  # it was refused unread, and the answer says why
+                connection.sendall(json.dumps(asked).encode() + b"\n")
             line = read_line(connection, _MAX_ANSWER, within_s or _ANSWER_WITHIN_S)
     except (FileNotFoundError, ConnectionRefusedError):
         hint = "start it: systemctl start spa-server"

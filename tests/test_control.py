@@ -15,7 +15,9 @@ import pytest
 
 from keys.poke import poke
 from keys.trouble import Trouble
+from spa_server import control
 from spa_server.control import MAX_LINE, ControlServer, ask
+from spa_server.places import OF_ROOT
 
 
 def echo(request: dict[str, Any]) -> dict[str, Any]:
@@ -26,8 +28,15 @@ def fail(_request: dict[str, Any]) -> dict[str, Any]:
     raise RuntimeError("it is broken\nin two places")
 
 
-HANDLERS = {"echo": echo, "fail": fail}
-WHAT_TO_ASK = {"ok": False, "error": "ask one of: echo, fail"}
+LARGE = 4_000_000
+
+
+def large(_request: dict[str, Any]) -> dict[str, Any]:
+    return {"x": "x" * LARGE}
+
+
+HANDLERS = {"echo": echo, "fail": fail, "large": large}
+WHAT_TO_ASK = {"ok": False, "error": "ask one of: echo, fail, large"}
 
 
 @contextmanager
@@ -239,39 +248,68 @@ def test_the_registry_s_tool_speaks_the_same(path: Path) -> None:
     with serving(path):
         poked = poke(path)
     assert poked.is_running
-    assert poked.problem == "ask one of: echo, fail"
+    assert poked.problem == "ask one of: echo, fail, large"
 
 
-def test_of_one_user_so_many_are_answered_at_once_and_the_next_is_told(tmp_path: Path) -> None:
-    """A member of the group who keeps connections open takes a bounded number of descriptors."""
-    path = tmp_path / "control.sock"
+def test_root_always_finds_a_place(path: Path) -> None:
+    """Its oldest makes way for its newest. (The tests run as the daemon's user.)"""
     with serving(path), ExitStack() as held:
-        waiting = [held.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(16)]
+        waiting = [held.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(OF_ROOT + 8)]
         for each in waiting:
             each.connect(str(path))
             each.send(b'{"do"')
-        wait_for_refusal(path)
-        waiting.pop().close()
-        answered = {}
-        deadline = time.monotonic() + 5
-        while not answered and time.monotonic() < deadline:
-            with suppress(Trouble):
-                answered = ask(path, {"do": "echo"})
-        assert answered == {"heard": {"do": "echo"}}
+            each.settimeout(5)
+        assert ask(path, {"do": "echo"}) == {"heard": {"do": "echo"}}
+        assert [each.recv(1) for each in waiting[:8]] == [b""] * 8
 
 
-def wait_for_refusal(path: Path) -> None:
-    """The server may not have accepted all of them yet."""
-    deadline = time.monotonic() + 5
-    while (told := refusal(path)) == "":
-        assert time.monotonic() < deadline, "everybody is answered"
-    assert "too many ask at once" in told
+def test_an_answer_that_is_not_read_keeps_no_place(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_STALLS_AFTER_S", 0.2)
+    with serving(path), closing(socket.socket(socket.AF_UNIX)) as unread:
+        unread.connect(str(path))
+        unread.sendall(b'{"do": "large"}\n')
+        time.sleep(0.6)
+        unread.settimeout(5)
+        got = 0
+        while part := unread.recv(1 << 20):
+            got += len(part)
+        assert 0 < got < LARGE
 
 
-def refusal(path: Path) -> str:
-    """Why a request is refused; nothing where it is answered."""
-    try:
-        ask(path, {"do": "echo"})
-    except Trouble as trouble:
-        return str(trouble)
-    return ""
+def test_a_large_answer_is_whole_however_slowly_it_is_read(path: Path) -> None:
+    with serving(path), closing(socket.socket(socket.AF_UNIX)) as slow:
+        slow.connect(str(path))
+        slow.sendall(b'{"do": "large"}\n')
+        slow.settimeout(5)
+        got = b""
+        while part := slow.recv(1 << 18):
+            got += part
+            time.sleep(0.02)
+        assert len(json.loads(got)["x"]) == LARGE
+
+
+def test_whoever_connects_waits_while_others_are_before_them(tmp_path: Path) -> None:
+    """connect(2) of a socket that does not block would fail at once: the queue is full."""
+    path = tmp_path / "control.sock"
+    with closing(socket.socket(socket.AF_UNIX)) as listener, ExitStack() as held:
+        listener.bind(str(path))
+        listener.listen(0)
+        for _ in range(2):
+            before = held.enter_context(socket.socket(socket.AF_UNIX))
+            before.setblocking(False)
+            with suppress(BlockingIOError):
+                before.connect(str(path))
+
+        def serve() -> None:
+            time.sleep(0.3)
+            listener.accept()[0].close()
+            with listener.accept()[0] as connection:
+                connection.recv(MAX_LINE)
+                connection.sendall(b'{"ok": true, "heard": 1}\n')
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert ask(path, {"do": "echo"}) == {"heard": 1}
+        thread.join()
