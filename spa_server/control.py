@@ -83,6 +83,7 @@ class ControlServer:
         self._places = Places(self._trusted)
         self._reads, self._acts = Turns(rests=0), Turns(rests=_MEMBERS_REST)
         self._listener: socket.socket | None = None
+        self._is_silent = False
         self._answering: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -132,20 +133,26 @@ class ControlServer:
             with suppress(LookupError, OSError):
                 shutil.chown(self._path, group=_GROUP)
 
-    async def stop(self) -> None:
-        """Closes the socket and takes it away. Whoever waits for an answer gets none."""
+    async def fall_silent(self) -> None:
+        """Nobody is answered any more, nor let go: that something is here still shows."""
+        self._is_silent = True
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)
-            self._listener.close()
-            self._listener = None
-            self._path.unlink(missing_ok=True)
         for task in self._answering:
             task.cancel()
         await asyncio.gather(*self._answering, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """Closes the socket and takes it away. Whoever waits for an answer gets none."""
+        await self.fall_silent()
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+            self._path.unlink(missing_ok=True)
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _accept_again(self) -> None:
-        if self._listener is not None:
+        if self._listener is not None and not self._is_silent:
             asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
 
     def _accept(self, listener: socket.socket) -> None:

@@ -37,7 +37,7 @@ from spa_server.denialcounts import Reading
 from spa_server.firewall.routes import RouteWatch
 from spa_server.firewall.watch import RulesetWatch
 from spa_server.guard import Guard
-from spa_server.snapshot import Snapshots
+from spa_server.snapshot import Snapshot, Snapshots
 
 _AT_ONCE: Final = 256
 _A_SIGNAL: Final = Actor("SIGHUP")  # a signal does not say who sent it
@@ -70,6 +70,7 @@ class Daemon:
         self._counting: asyncio.Task[None] | None = None
         self._freeing: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        self._is_over = False  # the guard is closed: nothing of the loop may touch it any more
         self._hears_again = False
 
     async def run(self) -> None:
@@ -95,8 +96,13 @@ class Daemon:
                 if (problem := self._guard.rulebook.problem) is not None:
                     self._say(f"the policy in force stays; {problem}")
                 await self._stopping.wait()
+                await control.fall_silent()
+                self._is_over = True
                 self._guard.stop()
         finally:
+            self._is_over = True
+            if self._timer is not None:
+                self._timer.cancel()
             for task in self._tasks:
                 if task is not None:
                     task.cancel()
@@ -204,9 +210,15 @@ class Daemon:
                 "`metrics` needs prometheus-client",
                 "install it, or take `metrics` out of server.toml",
             ) from None
-        snapshots = Snapshots(self._guard.snapshot, asyncio.get_running_loop())
+        snapshots = Snapshots(self._snapshot, asyncio.get_running_loop())
         server = MetricsServer(self._config.metrics, snapshots)
         stack.callback(server.close)
+
+    def _snapshot(self) -> Snapshot:
+        """Raises RuntimeError where there is nobody to ask any more."""
+        if self._is_over:
+            raise RuntimeError("the daemon has stopped")
+        return self._guard.snapshot()
 
     def _open(self, stack: ExitStack, source: R) -> R:
         stack.enter_context(closing(source))
@@ -265,6 +277,8 @@ class Daemon:
 
         What is overdue then stays so: it is tried again after a second, and not at once.
         """
+        if self._is_over:
+            return
         try:
             act()
         except Exception:
@@ -277,6 +291,8 @@ class Daemon:
 
         Whatever goes wrong, the timer is set: without it nothing would be tried again.
         """
+        if self._is_over:
+            return
         try:
             wake_s = self._guard.next_wake_s()
             self._begin_what_is_due()
