@@ -1,4 +1,4 @@
-"""SIGTERM at any moment, with everything going on: nothing is lost, and nothing is touched after."""
+"""SIGTERM at any moment, with everything going on: nothing is lost, nothing is touched after it."""
 
 import random
 import socket

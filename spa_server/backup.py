@@ -17,7 +17,6 @@ import os
 import shutil
 import sqlite3
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -27,13 +26,14 @@ from typing import BinaryIO, Final
 import msgspec
 
 from keys import privatefile, readfile, schema
-from keys.readfile import Unreadable, read_plain
+from keys.owner import as_owner
 from keys.schema import RegistryError
 from keys.trouble import Trouble
 from spa_protocol import __version__
 from spa_server import clock, hostkey
 from spa_server.anomaly import store
 from spa_server.audit import denials
+from spa_server.cleanup import working_directory
 from spa_server.config import Config
 from spa_server.machine import Mark
 
@@ -84,31 +84,40 @@ def make(config: Config, file: Path, *, overwrite: bool = False) -> list[str]:
     """
     hostkey.load(config)  # one that cannot be used would be no backup of it
     manifest = Manifest(FORMAT, __version__, os.uname().nodename, clock.now_us())
+    staging = file.absolute().with_name(f".{file.name}.spa-backup")
     with (
         privatefile.new_file(file, overwrite=overwrite) as unnamed,
-        tempfile.TemporaryDirectory(dir=file.absolute().parent, prefix=".spa-backup-") as staging,
+        working_directory(staging),
     ):
-        with tarfile.open(unnamed, "w") as archive:
+        whole = staging / "whole"
+        with _private(whole) as content, tarfile.open(fileobj=content, mode="w") as archive:
             _add(archive, MANIFEST, json.dumps(asdict(manifest), indent=2).encode() + b"\n")
             for name, path in databases(config).items():
                 if name == DATABASE or path.exists():
-                    copy = Path(staging) / name
+                    copy = staging / name
                     copy_database(path, copy)
                     archive.add(copy, name, filter=_anonymous)
             for name, path in settings(config).items():
                 if path.exists():
                     _add(archive, name, path.read_bytes())
             names = archive.getnames()
-        _flush(unnamed)
+        _flush(whole)
+        owner = unnamed.stat()
+        os.chown(whole, owner.st_uid, owner.st_gid)
+        whole.replace(unnamed)
     return names[1:]
 
 
 def copy_database(path: Path, copy: Path) -> None:
-    """One state of it, without its log and without the room that it keeps in reserve."""
+    """One state of it, without its log and without the room that it keeps in reserve.
+
+    Root makes the copy as the owner of the directory that it is for (keys/owner.py).
+    """
     if not path.exists():
         raise RegistryError(f"there is no registry at {path}", "make one: spa-server init")
     with (
         closing(schema.open_file(path, "ro")) as there,
+        as_owner(copy),
         closing(sqlite3.connect(copy, isolation_level=None)) as made,
     ):
         made.execute("pragma journal_mode = off")  # opens the file, and makes no other beside it
@@ -130,6 +139,12 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
     return member
 
 
+def _private(path: Path) -> BinaryIO:
+    """A new file, mode 0600 from its first moment."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    return os.fdopen(os.open(path, flags, 0o600), "w+b")
+
+
 def _flush(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -139,24 +154,26 @@ class NoBackup(Trouble):
     """A file that is no backup, or not a whole one."""
 
 
-def unpack(file: Path, content: BinaryIO, into: Path) -> Manifest:
+def unpack(file: Path, content: BinaryIO, into: Path) -> tuple[Manifest, dict[str, bytes]]:
     """Takes out what a backup may hold, and nothing else: plain files of these names.
 
-    `file` is for the message. Raises NoBackup and OSError.
+    The databases are written into a directory, for SQLite reads files; the settings, with the key
+    among them, are returned by their names and written nowhere. `file` is for the message. Raises
+    NoBackup and OSError.
     """
-    allowed = {MANIFEST, DATABASE, "denials.db", "anomalies.db"}
-    allowed |= {CONFIGURATION, POLICY, MACHINE, KEY}
+    taken: dict[str, bytes] = {}
     try:
         with tarfile.open(fileobj=content, mode="r:") as archive:
             for member in _plain(archive, file):
-                if member.name in allowed:
-                    taken = archive.extractfile(member)
-                    assert taken is not None  # noqa: S101 - a plain file has content
-                    with taken, (into / member.name).open("xb") as file_there:
-                        shutil.copyfileobj(taken, file_there)
-        manifest = _read_manifest(read_plain(into / MANIFEST, _MAX_SETTING))
+                if member.name in (DATABASE, "denials.db", "anomalies.db"):
+                    _write_out(archive, member, into / member.name)
+                elif member.name in (MANIFEST, CONFIGURATION, POLICY, MACHINE, KEY):
+                    if member.name in taken:
+                        raise FileExistsError(member.name)
+                    taken[member.name] = _read_out(archive, member)
+        manifest = _read_manifest(taken.pop(MANIFEST))
     except (
-        *(tarfile.TarError, EOFError, ValueError, RecursionError, Unreadable),
+        *(tarfile.TarError, EOFError, ValueError, RecursionError, KeyError),
         *(FileNotFoundError, FileExistsError),
     ):
         hint = "name a file that 'spa-server backup' made"
@@ -166,7 +183,24 @@ def unpack(file: Path, content: BinaryIO, into: Path) -> Manifest:
         raise NoBackup(f"{file} is a backup of format {manifest.format}", hint)
     if not (into / DATABASE).exists():
         raise NoBackup(f"{file} has no database in it", "use another backup")
-    return manifest
+    return manifest, taken
+
+
+def _write_out(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    taken = archive.extractfile(member)
+    assert taken is not None  # noqa: S101 - a plain file has content
+    with taken, as_owner(path), _private(path) as file:
+        shutil.copyfileobj(taken, file)
+
+
+def _read_out(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    taken = archive.extractfile(member)
+    assert taken is not None  # noqa: S101 - a plain file has content
+    with taken:
+        content = taken.read()
+    if len(content) != member.size:
+        raise EOFError(member.name)
+    return content
 
 
 def _read_manifest(content: bytes) -> Manifest:

@@ -2,8 +2,9 @@
 
 In words, in this order:
 
-1.  The daemon does not run. The archive is unpacked in a directory of its own and looked through;
-    nothing is touched before it is known to be whole.
+1.  The daemon does not run. The archive's databases are unpacked in `.spa-restore` beside the one
+    that is there, and looked through; nothing is touched before all is known to be whole. The key
+    stays in memory. What a killed restore left in that directory, the next one takes away.
 2.  Nothing stamped before now (and as far ahead as a fresh request may be) is heard any more: what
     was burned after the backup was made is not in it. That is said on tmpfs, for this boot; a later
     boot has its own floor (spa_server/replay.py, rule 4).
@@ -15,14 +16,14 @@ In words, in this order:
     newer, and whoever wants the older one moves it away first. With the key comes the word on which
     machine it was made, so a daemon on another one does not start before `spa-server adopt-key`.
 
+From step 2 on nothing interrupts it but SIGKILL and a power cut: step 4 would have to be repeated.
+
 The gate is left as it is: whether it is in force on this host is no matter of a backup.
 """
 
 import contextlib
 import os
-import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -36,15 +37,17 @@ from keys.registry import Registry
 from keys.schema import RegistryError
 from keys.when import rfc3339
 from spa_server import backup, clock
-from spa_server.audit import aside, setaside
+from spa_server.audit import aside, lastrun, setaside
 from spa_server.audit.backlog import Batch
 from spa_server.audit.ledger import Ledger
 from spa_server.audit.record import Event, Record
 from spa_server.audit.upkeep import note_in
 from spa_server.backup import Manifest, NoBackup
+from spa_server.cleanup import uninterrupted, working_directory
 from spa_server.config import Config
 from spa_server.setup import give_to_daemon
 
+_STAGING: Final = ".spa-restore"
 _CARRIED: Final = (
     "insert or ignore into burned select * from old.burned",
     "insert into burned_floor select key_id, sent_at_us from old.burned_floor where true"
@@ -78,28 +81,27 @@ def restore(config: Config, file: Path, now_us: int) -> Restored:
         home.mkdir(mode=0o750, parents=True)
         give_to_daemon(home)
     _make_runtime_directory(config.unrecorded.parent, home)
-    with _opened(file) as content, tempfile.TemporaryDirectory(prefix="spa-restore-") as made:
-        staging = Path(made)
-        manifest = backup.unpack(file, content, staging)
+    with _opened(file) as content, working_directory(home / _STAGING) as staging:
+        manifest, settings = backup.unpack(file, content, staging)
         _must_be_sound(staging / backup.DATABASE, file)
         is_carried = _carry_over(config.database, staging / backup.DATABASE)
         _enter(config, staging / backup.DATABASE, manifest, now_us)
         latest_us = now_us + round(config.freshness_s * 1_000_000)
-        setaside.leave_floor(config.unrecorded, latest_us)
-        moved = tuple(_move_away(config, now_us))
-        placed = list(_place_databases(config, staging))
-        kept = []
-        for name, path in backup.settings(config).items():
-            if not (staging / name).exists():
-                continue
-            if name == backup.MACHINE and config.key.exists():
-                continue  # it belongs to the key of the backup
-            content_there = (staging / name).read_bytes()
-            if not path.exists():
-                _place(path, content_there, is_key=name == backup.KEY, home=home)
-                placed.append(path)
-            elif path.read_bytes() != content_there:
-                kept.append(path)
+        with uninterrupted():
+            setaside.leave_floor(config.unrecorded, latest_us)
+            moved = tuple(_move_away(config, now_us))
+            placed = list(_place_databases(config, staging))
+            kept = []
+            for name, path in backup.settings(config).items():
+                if name not in settings:
+                    continue
+                if name == backup.MACHINE and config.key.exists():
+                    continue  # it belongs to the key of the backup
+                if not path.exists():
+                    _place(path, settings[name], is_key=name == backup.KEY, home=home)
+                    placed.append(path)
+                elif path.read_bytes() != settings[name]:
+                    kept.append(path)
     return Restored(manifest, tuple(placed), tuple(kept), moved, is_carried)
 
 
@@ -172,7 +174,7 @@ def _enter(config: Config, database: Path, manifest: Manifest, now_us: int) -> N
         ledger = Ledger(
             connection, registry.seen, unrecorded=config.unrecorded, boot_id=clock.boot_id()
         )
-        detail = Actor.here().detail
+        detail = {**Actor.here().detail, "of": lastrun.RESTORE}
         record = Record(Event.RECORDS_LOST, now_us, reason=reason, detail=detail)
         ledger.commit(Batch(records=[record]), now_us)
         connection.execute(
@@ -201,31 +203,20 @@ def _place_databases(config: Config, staging: Path) -> Iterator[Path]:
 
 
 def _put(source: Path, path: Path) -> None:
-    """Gives a copy of a file to the owner of a directory, and only then its name there.
-
-    Root follows no link that this owner may have laid: the directory is held open, the file in it
-    is new, and a name that is taken is replaced.
-    """
-    new = f".{path.name}.restored"
-    home = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(new, dir_fd=home)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        with (
-            source.open("rb") as old,
-            os.fdopen(os.open(new, flags, 0o600, dir_fd=home), "wb") as file,
-        ):
-            shutil.copyfileobj(old, file)
-            if os.geteuid() == 0:
-                owner = os.fstat(home)
-                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(new, path.name, src_dir_fd=home, dst_dir_fd=home)
-        os.fsync(home)
-    finally:
-        os.close(home)
+    """Gives a file of the working directory its name: both are in directories of one owner."""
+    with as_owner(path):
+        descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            os.fchmod(descriptor, 0o600)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        source.rename(path)
+        home = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(home)
+        finally:
+            os.close(home)
 
 
 def _place(path: Path, content: bytes, *, is_key: bool, home: Path) -> None:

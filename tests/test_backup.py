@@ -2,12 +2,16 @@
 
 import io
 import os
+import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 import tarfile
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import pytest
 from click.testing import CliRunner, Result
@@ -15,10 +19,11 @@ from click.testing import CliRunner, Result
 from keys import identity, schema, serverkey
 from keys.registry import Registry
 from keys.trouble import Trouble
-from spa_server.audit import aside
+from spa_server.audit import aside, lastrun
 from spa_server.audit.backlog import Batch
 from spa_server.audit.ledger import Ledger
 from spa_server.audit.record import Event, Record
+from spa_server.cleanup import working_directory
 from spa_server.cli import main
 from spa_server.commands.common import explained
 from spa_server.config import Config, load_config
@@ -104,7 +109,7 @@ def test_a_backup_of_a_daemon_that_runs_has_what_is_only_in_the_log(host: Host) 
     assert (other.path / "server.key").read_text() == (host.path / "server.key").read_text()
     assert (other.path / "policy.toml").read_text() == POLICY
     assert not list(other.path.glob("*-wal"))
-    assert not list(other.path.glob(".restore-*"))
+    assert not list(other.path.glob(".spa*"))
 
 
 def test_what_was_burned_and_revoked_since_the_backup_stays_so(host: Host) -> None:
@@ -194,7 +199,7 @@ def test_what_is_no_backup_changes_nothing(host: Host, content: bytes) -> None:
     assert (done.exit_code, done.stderr.count("\n")) == (4, 1)
     assert "is no whole backup; name a file that" in done.stderr
     assert (host.path / "spa.db").read_bytes() == before
-    assert not list(host.path.glob(".restore-*"))
+    assert not list(host.path.glob(".spa*"))
 
 
 def test_a_backup_that_was_cut_short_changes_nothing(host: Host) -> None:
@@ -281,7 +286,7 @@ def test_what_root_restores_belongs_to_the_owner_of_the_directory_and_follows_no
     os.chown(file, 0, 0)
     victim = tmp_path / "roots"
     victim.write_text("mine")
-    for name in (".spa.db.restored", "denials.db"):
+    for name in (".spa-restore", "denials.db"):
         (host.path / name).symlink_to(victim)
         os.chown(host.path / name, 65534, 65534, follow_symlinks=False)
     done = host.restore(file)
@@ -290,6 +295,123 @@ def test_what_root_restores_belongs_to_the_owner_of_the_directory_and_follows_no
         assert (host.path / name).stat().st_uid == 65534
     assert victim.read_text() == "mine"
     assert victim.stat().st_uid == 0
+
+
+STOPPED: Final = """
+import os, sys
+from spa_server import {module} as module
+from spa_server.cleanup import working_directory
+from spa_server.cli import main
+def stop(*_arguments, **_options):
+    os.kill(os.getpid(), {number})
+    raise SystemExit("it went on")
+module.{step} = stop
+main(sys.argv[1:])
+"""
+
+
+def stopped(host: Host, module: str, step: str, by: signal.Signals, *arguments: str) -> int:
+    """Runs a command that is sent a signal when it comes to a step; how it ended."""
+    code = STOPPED.format(module=module, step=step, number=int(by))
+    argv = [sys.executable, "-c", code, "--config", str(host.config.path), *arguments]
+    outside = host.path.parent / "elsewhere"
+    outside.mkdir(exist_ok=True)
+    env = {**os.environ, "TMPDIR": str(outside)}
+    ended = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert list(outside.iterdir()) == []
+    assert "Traceback" not in ended.stderr
+    assert "it went on" not in ended.stderr
+    return ended.returncode
+
+
+def files(host: Host) -> set[Path]:
+    """All but what SQLite keeps beside a database that is open, or was."""
+    return {each for each in host.path.iterdir() if not each.name.endswith(("-wal", "-shm"))}
+
+
+RESTORING: Final = [("backup", "unpack"), ("restore", "_carry_over"), ("restore", "_enter")]
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(("module", "step"), RESTORING)
+def test_a_restore_that_is_told_to_stop_leaves_nothing(
+    host: Host, module: str, step: str, by: signal.Signals
+) -> None:
+    Running(host).connection.close()
+    file = host.backup()
+    before = files(host)
+    assert stopped(host, module, step, by, "restore", str(file), "--yes") == 130
+    assert files(host) == before
+
+
+@pytest.mark.parametrize(("module", "step"), RESTORING)
+def test_what_a_killed_restore_leaves_is_beside_the_database_and_goes_with_the_next(
+    host: Host, module: str, step: str
+) -> None:
+    Running(host).connection.close()
+    file = host.backup()
+    before = {*files(host), host.path / ".spa-restore"}
+    killed = stopped(host, module, step, signal.SIGKILL, "restore", str(file), "--yes")
+    assert killed == -signal.SIGKILL
+    assert files(host) == before
+    left = host.path / ".spa-restore"
+    assert stat.S_IMODE(left.stat().st_mode) == 0o700
+    assert {each.name for each in left.iterdir()}.isdisjoint({"server.key", "policy.toml"})
+    (left / "link").symlink_to(host.path)
+    assert host.restore(file).exit_code == 0
+    assert not left.exists()
+    assert (host.path / "server.toml").exists()
+
+
+def test_a_restore_is_whole_once_it_has_begun_to_replace(host: Host) -> None:
+    """Ctrl-C waits meanwhile."""
+    Running(host).connection.close()
+    file = host.backup()
+    code = STOPPED.format(module="restore", step="_move_away", number=int(signal.SIGTERM))
+    code = code.replace("def stop", "before = module._move_away\ndef stop")
+    code = code.replace('raise SystemExit("it went on")', "return before(*_arguments)")
+    argv = [sys.executable, "-c", code, "--config", str(host.config.path)]
+    ended = subprocess.run([*argv, "restore", str(file), "--yes"], timeout=60, check=False)
+    assert ended.returncode == 130
+    assert "restored from a backup" in host.names("select reason from event")[-1]
+    assert not (host.path / ".spa-restore").exists()
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
+def test_a_backup_that_is_stopped_leaves_no_key(host: Host, by: signal.Signals) -> None:
+    Running(host).connection.close()
+    before = files(host)
+    file = host.path / "host.backup"
+    stopped(host, "backup", "_flush", by, "backup", str(file))
+    left = files(host) - before
+    if by is signal.SIGTERM:
+        assert left == set()
+    assert all(each.is_dir() or each.stat().st_size == 0 for each in left)
+    host.backup()
+    assert not list(host.path.glob(".*spa-backup"))
+
+
+def test_two_restores_at_once_are_one(host: Host) -> None:
+    Running(host).connection.close()
+    file = host.backup()
+    with working_directory(host.path / ".spa-restore"):
+        refused = host.restore(file)
+    assert refused.exit_code == 4
+    assert "another works in" in refused.stderr
+
+
+def test_the_daemon_after_a_restore_is_no_successor_of_one_that_broke_off(host: Host) -> None:
+    running = Running(host)
+    begun = [Record(Event.DAEMON_STARTED, NOW_US)]
+    running.ledger.commit(Batch(records=begun), NOW_US)
+    assert lastrun.broken_off_at_us(running.connection) == NOW_US
+    file = host.backup()
+    running.connection.close()
+    assert host.restore(file).exit_code == 0
+    with closing(schema.connect(host.config.database)) as connection:
+        assert lastrun.broken_off_at_us(connection) is None
+        connection.execute("update event set detail = 'junk'")
+        assert lastrun.broken_off_at_us(connection) is not None
 
 
 def test_a_name_for_what_was_replaced_is_free(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import click
 from keys.console import Trouble, note
 from keys.when import rfc3339
 from spa_server import clock
+from spa_server.cleanup import ends_in_order
 from spa_server.commands.common import PATH, PROGRAM, explained, must_not_run
 from spa_server.config import load_config
 
@@ -40,7 +41,7 @@ def backup(path: Path | None, file: Path, force: bool) -> None:
         raise Trouble(f"{file} exists already", "choose another name, or --force")
     if file.exists() and not file.is_file():
         raise Trouble(f"{file} is no file", "name one that may be replaced")
-    with explained(config.database):
+    with ends_in_order(), explained(config.database):
         names = backups.make(config, file, overwrite=force)
     acts.leave(config, Event.BACKUP_MADE, str(file.absolute()))
     note(f"{file}: {', '.join(names)}. It holds the server's key: keep it where nobody reads it.")
@@ -64,7 +65,7 @@ def restore(path: Path | None, file: Path, yes: bool) -> None:
     if not yes and config.database.exists():
         question = f"Put {file} in the place of {config.database}, which gets another name?"
         click.confirm(question, abort=True, err=True)
-    with explained(config.database):
+    with ends_in_order(), explained(config.database):
         done = restoring.restore(config, file, clock.now_us())
     _tell(done)
 
