@@ -30,6 +30,7 @@ from keys.actor import Actor
 from keys.answerline import connect, read_line
 from keys.text import printable
 from keys.trouble import Trouble
+from spa_server import answers
 from spa_server.places import Place, Places
 from spa_server.turns import Turns
 
@@ -257,13 +258,13 @@ class NoDaemon(Trouble):
     """Nobody answers at the control socket."""
 
 
-class Answer(dict[str, Any]):
-    """What a daemon answered. What it lacks is trouble with that daemon, and no bug in here."""
+class Unreadable(Trouble):
+    """Whoever answered is no daemon of this version."""
 
-    def __missing__(self, key: str) -> Any:
-        raise Trouble(
-            f"the daemon's answer lacks {printable(key)!r}",
-            "is it another version? systemctl restart spa-server",
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"the answer of the daemon at {path} cannot be read",
+            "is it of another version? systemctl restart spa-server",
         )
 
 
@@ -291,14 +292,27 @@ def ask(path: Path, request: dict[str, Any], *, within_s: float | None = None) -
         raise Trouble(
             f"the daemon cannot be asked at {path}: {what}", "run as root or in the group spa"
         ) from None
+    if not line:
+        hint = "ask again, or see its record: spa-server audit"
+        raise Trouble(f"the daemon at {path} gave no answer", hint)
+    return _read_answer(path, str(request.get("do")), line)
+
+
+def _read_answer(path: Path, do: str, line: bytes) -> dict[str, Any]:
     try:
-        answer = json.loads(line, object_hook=Answer)
-        if not isinstance(answer, Answer):
+        answer = json.loads(line)
+        if not isinstance(answer, dict):
             raise TypeError
-    except (ValueError, TypeError, RecursionError):
-        raise Trouble(
-            f"the daemon at {path} gave no answer", "see its record: spa-server audit"
-        ) from None
-    if not answer.pop("ok", False):
-        raise DaemonRefused(f"the daemon says: {answer.get('error', 'no')}")
+        is_done = answer.pop("ok")
+        if not isinstance(is_done, bool):
+            raise TypeError
+        error = "" if is_done else answer["error"]
+        if not isinstance(error, str):
+            raise TypeError
+        if is_done:
+            answers.must_fit(do, answer)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise Unreadable(path) from None
+    if not is_done:
+        raise DaemonRefused(f"the daemon says: {printable(error)}")
     return answer

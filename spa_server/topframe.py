@@ -80,7 +80,7 @@ def _head(status: dict[str, Any], activity: dict[str, Any]) -> list[Line]:
         counts.append(f"{status['lost']:,} lost")
     style = "bold" if is_well else "bold red"
     return [
-        Line(f"spa-server {status['version']}: {', '.join(how)}", style),
+        Line(printable(f"spa-server {status['version']}: {', '.join(how)}"), style),
         Line(", ".join(counts)),
     ]
 

@@ -218,9 +218,24 @@ def test_nobody_answers(path: Path) -> None:
         ask(path, {"do": "echo"})
 
 
-@pytest.mark.parametrize("answer", [b"", b"\n", b"hello\n", b"[7]\n", b"7\n", b'{"ok": true'])
+@pytest.mark.parametrize("answer", [b"", b"\n"])
 def test_an_answer_that_is_none(path: Path, answer: bytes) -> None:
-    with answering(path, answer), pytest.raises(Trouble, match=r"at .* gave no answer; see"):
+    with answering(path, answer), pytest.raises(Trouble, match=r"at .* gave no answer; ask again"):
+        ask(path, {"do": "echo"})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(b"hello\n", b"[7]\n", b"7\n", b'{"ok": true', b"\xff\xfe\n", b"[" * 60_000 + b"\n"),
+        *(b"{}\n", b'{"ok": 1}\n', b'{"ok": false}\n', b'{"ok": false, "error": [1]}\n'),
+        b'{"ok": true, "n": ' + b"9" * 5000 + b"}\n",
+    ],
+    ids=lambda answer: answer[:24].decode(errors="replace").strip(),
+)
+def test_an_answer_that_cannot_be_read(path: Path, answer: bytes) -> None:
+    unreadable = r"cannot be read; is it of another version\? systemctl restart spa-server"
+    with answering(path, answer), pytest.raises(Trouble, match=unreadable):
         ask(path, {"do": "echo"})
 
 

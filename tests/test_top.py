@@ -24,7 +24,8 @@ from spa_server.topframe import frame
 from tests.world import NOW_US, SECOND
 
 STATUS: dict[str, Any] = {
-    "version": "0.2.0", "gate": "loaded", "mode": "enforce", "record": "written", "lost": 0
+    "version": "0.2.0", "gate": "loaded", "mode": "enforce", "record": "written", "lost": 0,
+    "state": "serving", "observed": [],
 }  # fmt: skip
 
 

@@ -89,7 +89,8 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "hole", f"open until {found['open_until']}" if found["open_until"] else "closed"
     for name, way in (("received", "in"), ("sent", "out")):
         octets, packets = found[f"bytes_{way}"], found[f"packets_{way}"]
-        yield name, "not counted" if octets is None else f"{octets:,} bytes, {packets:,} packets"
+        is_counted = octets is not None and packets is not None
+        yield name, f"{octets:,} bytes, {packets:,} packets" if is_counted else "not counted"
 
 
 def _why(config: Config, address: Address, port: int, to: Access | None) -> str:
