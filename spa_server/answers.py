@@ -22,6 +22,9 @@ class _Told(TypedDict, total=False):
     backstop_absence: str | None
     backstop_trouble: str | None
     hindered: str
+    gate_on_trial: bool
+    trial_ends_at: str | None
+    nobody_heard_until: str | None
 
 
 class Status(_Told):

@@ -282,10 +282,14 @@ class Guard:
         ends_s = clock.monotonic_s() + within_s
         while self.waiting:
             now_us = clock.now_us()
-            floor_us = max(clock.boot_floor_us(self.config.freshness_s), self._unrecorded_floor_us)
-            self.reception.receive(self.waiting.take(), Moment(now_us, floor_us))
+            self.reception.receive(self.waiting.take(), Moment(now_us, self.floor_us))
             if clock.monotonic_s() >= ends_s:
                 return
+
+    @property
+    def floor_us(self) -> int:
+        """Nothing stamped up to here is heard: nobody knows whether it was burned."""
+        return max(clock.boot_floor_us(self.config.freshness_s), self._unrecorded_floor_us)
 
     def _party_of(self, datagram: Datagram) -> str:
         """Whose turn in the queue it takes: nothing is proven yet but whose tag it bears."""

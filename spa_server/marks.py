@@ -28,11 +28,15 @@ _FOR_GROUP: Final = 0o640
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What `gate.pending` holds: `before` is the ruleset to go back to, None where was no gate."""
+    """What `gate.pending` holds: `before` is the ruleset to go back to, None where was no gate.
+
+    `until_us` is when it ends, by the wall clock as it was when it began; for people alone.
+    """
 
     token: str
     before: str | None
     was_wanted: bool
+    until_us: int | None = None
 
     @property
     def witness(self) -> Path:

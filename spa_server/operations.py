@@ -7,7 +7,7 @@ from typing import Any
 
 from keys.when import rfc3339
 from spa_protocol import __version__
-from spa_server import clock, sessionlist, whois
+from spa_server import clock, marks, sessionlist, whois
 from spa_server.activity import activity
 from spa_server.alignment.people import NEARLY_FULL_PERCENT
 from spa_server.alignment.standing import config_is_current
@@ -78,6 +78,8 @@ def _status(guard: Guard, _request: Request) -> dict[str, Any]:
         "gate": "loaded" if is_loaded else "not loaded",
         **_doubts(guard),
         **_mode(guard.gatehouse.observed),
+        **_trial(guard),
+        "nobody_heard_until": _deaf_until(guard),
         "keys_heard": len(guard.admission),
         "keys_at_most": guard.config.max_keys,
         "keys_room": _room(len(guard.admission), guard.config.max_keys),
@@ -132,6 +134,29 @@ def _mode(observed: Observed) -> dict[str, Any]:
     mode = Mode.OBSERVE if observed.everything else Mode.ENFORCE
     accesses = [] if observed.everything else sorted(observed.accesses)
     return {"mode": mode.value, "observed": list(map(str, accesses))}
+
+
+def _trial(guard: Guard) -> dict[str, Any]:
+    trial = marks.waiting(guard.gatehouse.config)
+    until_us = None if trial is None else trial.until_us
+    return {
+        "gate_on_trial": guard.gatehouse.is_on_trial,
+        "trial_ends_at": None if until_us is None else _time(until_us),
+    }
+
+
+def _time(at_us: int) -> str:
+    """One that stands in a file, where anything may stand."""
+    try:
+        return rfc3339(at_us)
+    except (ValueError, OverflowError, TypeError):
+        return "nobody knows when"
+
+
+def _deaf_until(guard: Guard) -> str | None:
+    """Until when no knock can be fresh and new at once: after a restore, a boot, a lost record."""
+    floor_us = guard.floor_us
+    return _time(floor_us) if floor_us > clock.now_us() else None
 
 
 def _holes(guard: Guard, _request: Request) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from keys.actor import Actor
 from keys.owner import as_owner, stranger
 from keys.registry import Registry
 from keys.schema import RegistryError
+from keys.trouble import Trouble
 from keys.when import rfc3339
 from spa_server import backup, clock
 from spa_server.audit import aside, lastrun, setaside
@@ -45,6 +46,7 @@ from spa_server.audit.upkeep import note_in
 from spa_server.backup import Manifest, NoBackup
 from spa_server.cleanup import uninterrupted, working_directory
 from spa_server.config import Config
+from spa_server.machine import Mark, Origin
 from spa_server.setup import give_to_daemon
 
 _STAGING: Final = ".spa-restore"
@@ -65,13 +67,18 @@ _CARRIED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What came of it: what was put in place, what was there and differs, and what was moved."""
+    """What came of it: what was put in place, what was there and differs, and what was moved.
+
+    Nobody is heard before `deaf_until_us` (microseconds since the Unix epoch).
+    """
 
     manifest: Manifest
     placed: tuple[Path, ...]
     kept: tuple[Path, ...]
     aside: tuple[Path, ...]
     is_carried: bool
+    deaf_until_us: int
+    is_of_another_machine: bool
 
 
 def restore(config: Config, file: Path, now_us: int) -> Restored:
@@ -102,7 +109,21 @@ def restore(config: Config, file: Path, now_us: int) -> Restored:
                     placed.append(path)
                 elif path.read_bytes() != settings[name]:
                     kept.append(path)
-    return Restored(manifest, tuple(placed), tuple(kept), moved, is_carried)
+    return Restored(
+        manifest,
+        tuple(placed),
+        tuple(kept),
+        moved,
+        is_carried,
+        deaf_until_us=latest_us,
+        is_of_another_machine=_is_of_another_machine(config),
+    )
+
+
+def _is_of_another_machine(config: Config) -> bool:
+    with contextlib.suppress(Trouble):
+        return Mark(config.key).origin() is Origin.ELSEWHERE
+    return False
 
 
 @contextmanager

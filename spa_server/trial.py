@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from keys.trouble import Trouble
-from spa_server import control, marks
+from spa_server import clock, control, marks
 from spa_server.config import CONFIG_PATH, Config, load_config
 from spa_server.firewall import programs
 from spa_server.firewall.backstop import BackstopHeld
@@ -39,9 +39,10 @@ def begin(config: Config, gate: Gate, within_s: float) -> None:
     A trial during another goes back to what was before that one. Raises Trouble.
     """
     token = secrets.token_hex(8)
+    until_us = clock.now_us() + round(within_s * 1_000_000)
     earlier = marks.waiting(config)
     if earlier is not None:
-        trial = replace(earlier, token=token)
+        trial = replace(earlier, token=token, until_us=until_us)
     else:
         before = gate.ruleset() if gate.is_loaded() else None
         if before is not None and not is_plain(before):
@@ -50,7 +51,7 @@ def begin(config: Config, gate: Gate, within_s: float) -> None:
                 " it could not be taken back to",
                 "make it anew on a console: spa-server gate remove; spa-server gate apply",
             )
-        trial = marks.Trial(token, before, marks.is_wanted(config))
+        trial = marks.Trial(token, before, marks.is_wanted(config), until_us)
     named = [] if config.path == CONFIG_PATH else [str(config.path)]
     # A hangup must not come between the mark and the process that takes it away.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)

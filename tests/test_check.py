@@ -1,5 +1,7 @@
 """`spa-server check`: each thing that does not fit is found under its name, with what to do."""
 
+import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -7,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from keys import identity
+from keys import identity, serverkey
 from keys.registry import Registry
+from keys.when import rfc3339
+from spa_server import marks
+from spa_server.alignment.drift import judge
 from spa_server.alignment.finding import SEVERITIES, Finding, Severity
 from spa_server.alignment.people import check_people, people_in
 from spa_server.alignment.standing import (
@@ -19,9 +24,10 @@ from spa_server.alignment.standing import (
     check_doubts,
     check_files,
     check_gate,
+    check_key,
     config_is_current,
 )
-from spa_server.alignment.survey import own_ports
+from spa_server.alignment.survey import Facts, own_ports
 from spa_server.config import Config, load_config
 from spa_server.firewall.backstop import KERNEL_LACKS_IT
 from tests.test_policy import policy
@@ -161,7 +167,7 @@ def test_a_key_whose_row_is_not_whole(people: People) -> None:
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     file = tmp_path / "server.toml"
-    file.write_text('database = "spa.db"\ncontrol = "control.sock"\n')
+    file.write_text('database = "spa.db"\ncontrol = "control.sock"\nkey = "server.key"\n')
     return load_config(file)
 
 
@@ -190,6 +196,82 @@ def test_another_gate_is_on_trial_where_one_was_in_force_for_good(config: Config
 def test_the_gate_is_in_force_for_good(config: Config) -> None:
     config.gate_wanted.touch()
     assert gate_findings(config, is_loaded=True) == []
+
+
+def test_a_trial_says_when_it_ends(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(marks, "OF_THIS_BOOT", config.path.parent)
+    (finding,) = check_gate(config, is_loaded=True)
+    assert "when its time is over" in finding.what
+    marks.begin(config, marks.Trial("abc", None, was_wanted=False, until_us=NOW_US))
+    (finding,) = check_gate(config, is_loaded=True)
+    assert f"it goes at {rfc3339(NOW_US)}" in finding.what
+    older = '{"token": "abc", "before": null, "was_wanted": true}'
+    config.gate_pending.write_text(older)  # a trial of another version's
+    assert marks.waiting(config) == marks.Trial("abc", None, was_wanted=True)
+
+
+def key_findings(config: Config) -> list[tuple[str, str]]:
+    return [(finding.name, finding.advice) for finding in check_key(config)]
+
+
+def test_a_key_that_the_daemon_cannot_use(config: Config) -> None:
+    unusable = "server-key-unusable"
+    assert [name for name, _ in key_findings(config)] == [unusable]
+    serverkey.save(serverkey.generate(), config.key)
+    assert [name for name, _ in key_findings(config)] == ["key-of-no-machine"]
+    config.key.chmod(0o644)
+    assert key_findings(config) == [(unusable, f"run: chmod 600 {config.key}")]
+    config.key.chmod(0o600)
+    whole = config.key.read_text()
+    for broken in ("", "junk", whole[: len(whole) // 2], whole.replace("server", "person")):
+        config.key.write_text(broken)
+        (found,) = check_key(config)
+        assert (found.name, found.severity) == (unusable, Severity.ERROR), broken
+        assert found.advice
+        assert "does not start" in found.what
+    config.key.unlink()
+    config.key.mkdir()
+    assert [name for name, _ in key_findings(config)] == [unusable]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_key_of_another_user(config: Config) -> None:
+    """Root's own is readable by root, who looks, and not by the daemon."""
+    serverkey.save(serverkey.generate(), config.key)
+    os.chown(config.key, 4711, -1)
+    assert key_findings(config)[0][0] == "server-key-unusable"
+    os.chown(config.key, 0, -1)
+    os.chown(config.database.parent, 4712, -1)
+    hint = f"run: chown 4712 {config.key}"
+    assert key_findings(config) == [("server-key-unusable", hint)]
+    os.chown(config.key, 4712, -1)
+    assert [name for name, _ in key_findings(config)] == ["key-of-no-machine"]
+
+
+def test_without_a_policy_what_hangs_on_none_is_found(people: People, config: Config) -> None:
+    def names(*, is_loaded: bool) -> list[str]:
+        found = people_in(people.registry, NOW_US)
+        facts = Facts(NOW_US, is_loaded=is_loaded, people=found, daemon=Daemon(is_running=False))
+        return [finding.name for finding in judge(config, None, facts)]
+
+    assert names(is_loaded=False) == ["nobody-enrolled", "server-key-unusable", "gate-not-loaded"]
+    people.enrol("alice", "ops")
+    assert names(is_loaded=True) == [
+        *("server-key-unusable", "daemon-not-running", "gate-not-confirmed")
+    ]
+
+
+def test_a_daemon_that_hears_nobody_yet() -> None:
+    daemon = Daemon(is_running=True, deaf_until="2026-01-01T00:00:00Z")
+    (finding,) = check_daemon(daemon, is_loaded=True)
+    assert (finding.name, finding.severity) == ("nobody-heard", Severity.WARNING)
+    assert "until 2026-01-01T00:00:00Z" in finding.what
+
+
+def test_every_finding_stands_in_the_manual() -> None:
+    manual = (Path(__file__).parents[1] / "man" / "spa-server.8").read_text()
+    section = manual.partition(".SH FINDINGS")[2].partition(".SH ")[0].replace("\\-", "-")
+    assert set(re.findall(r"[a-z]+(?:-[a-z]+)*", section)) >= set(SEVERITIES)
 
 
 def test_a_gate_without_a_daemon_lets_nobody_in() -> None:

@@ -42,8 +42,8 @@ from spa_server.alignment.standing import (
     check_doubts,
     check_files,
     check_gate,
+    check_key,
     check_listing,
-    check_machine,
     check_observed,
     config_is_current,
 )
@@ -92,11 +92,14 @@ def find_drift(
     return findings
 
 
-def judge(config: Config, policy: Policy, facts: Facts) -> list[Finding]:
-    """Everything that these facts show, in order. Reads nothing but a few marks."""
+def judge(config: Config, policy: Policy | None, facts: Facts) -> list[Finding]:
+    """Everything that these facts show, in order. Reads nothing but a few marks and the key.
+
+    Without a policy, what hangs on none.
+    """
     found = [
         *_about_the_gate(config, policy, facts),
-        *check_machine(config),
+        *check_key(config),
         *_about_the_policy(config, policy, facts),
         *_about_the_host(policy, facts),
         *_unread(facts),
@@ -105,7 +108,7 @@ def judge(config: Config, policy: Policy, facts: Facts) -> list[Finding]:
     return in_order(first.values())
 
 
-def _about_the_gate(config: Config, policy: Policy, facts: Facts) -> Iterator[Finding]:
+def _about_the_gate(config: Config, policy: Policy | None, facts: Facts) -> Iterator[Finding]:
     yield from check_gate(config, is_loaded=facts.is_loaded)
     if facts.listed is not None and facts.planned is not None:
         yield from check_listing(facts.listed, facts.planned)
@@ -114,25 +117,34 @@ def _about_the_gate(config: Config, policy: Policy, facts: Facts) -> Iterator[Fi
         yield from check_doubts(facts.daemon)
         yield from check_files(facts.daemon, facts.policy_texts)
     yield from check_observed(facts.observed)
-    yield from check_cut(policy, facts.own_ports)
+    if policy is not None:
+        yield from check_cut(policy, facts.own_ports)
 
 
-def _about_the_policy(config: Config, policy: Policy, facts: Facts) -> Iterator[Finding]:
+def _about_the_policy(config: Config, policy: Policy | None, facts: Facts) -> Iterator[Finding]:
     if facts.people is not None:
         yield from check_people(policy, facts.people)
         yield from check_room(facts.people, config.max_keys)
+    if policy is None:
+        return
+    if facts.people is not None:
         yield from check_roles(policy, facts.people)
     yield from check_reviews(policy, facts.now_us)
     yield from check_expiry(policy, facts.now_us)
     yield from check_schedules(policy, facts.now_us)
 
 
-def _about_the_host(policy: Policy, facts: Facts) -> Iterator[Finding]:
-    openings = Openings(policy)
+def _about_the_host(policy: Policy | None, facts: Facts) -> Iterator[Finding]:
     yield from check_surroundings(facts.surroundings, facts.outer)
-    published = []
     if facts.ruleset is not None:
         yield from check_bypass(facts.ruleset)
+    if policy is not None:
+        yield from _about_what_listens(Openings(policy), facts)
+
+
+def _about_what_listens(openings: Openings, facts: Facts) -> Iterator[Finding]:
+    published = []
+    if facts.ruleset is not None:
         published = published_in(facts.ruleset)
         yield from check_published(published, openings)
     if facts.listening is None:
@@ -163,12 +175,14 @@ def _unread(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def remember(config: Config, policy: Policy, facts: Facts, accepted: Iterable[str] = ()) -> None:
+def remember(
+    config: Config, policy: Policy | None, facts: Facts, accepted: Iterable[str] = ()
+) -> None:
     """Keeps for the next run what this one saw, where it may and where that is anything new.
 
     `accepted` are the accesses whose present owners are right.
     """
-    if facts.memory is None or facts.listening is None:
+    if policy is None or facts.memory is None or facts.listening is None:
         return
     owners = owners_now(facts.listening, Openings(policy))
     kept = Memory(memory.learn(facts.memory.owners, owners, accepted), _unused(facts))

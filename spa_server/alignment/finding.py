@@ -22,6 +22,8 @@ class Severity(StrEnum):
 SEVERITIES: Final = {
     "nobody-enrolled": Severity.ERROR,
     "nobody-reaches-ssh": Severity.ERROR,
+    "server-key-unusable": Severity.ERROR,
+    "policy-unusable": Severity.ERROR,
     "gate-not-loaded": Severity.ERROR,
     "gate-differs": Severity.ERROR,
     "gate-in-doubt": Severity.ERROR,
@@ -30,6 +32,7 @@ SEVERITIES: Final = {
     "carrier-unanswered": Severity.ERROR,
     "ingress-redirect": Severity.ERROR,
     "gate-not-confirmed": Severity.WARNING,
+    "nobody-heard": Severity.WARNING,
     "backstop-failed": Severity.WARNING,
     "config-changed": Severity.WARNING,
     "answers-hindered": Severity.WARNING,

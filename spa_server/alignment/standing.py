@@ -1,11 +1,17 @@
 """Findings about the gate itself, the daemon behind it, and the files that both were made from."""
 
+import os
+import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
+from keys.privatefile import KeyFileError
 from keys.tomlfile import FileProblem
+from keys.trouble import Trouble
+from keys.when import rfc3339
 from spa_protocol.access import Access, Protocol
-from spa_server import marks
+from spa_server import hostkey, marks
 from spa_server.alignment.finding import Finding
 from spa_server.alignment.listing import first_difference
 from spa_server.config import Config, load_config
@@ -23,7 +29,7 @@ class Daemon:
     not do to the gate, `no_backstop` why there is none by intent,
     `backstop_trouble` why there is none that should be. `unanswered` says why the carriers of
     server.toml could not all be answered, `hindered` why answers do not leave as they should now;
-    empty where they do.
+    empty where they do. `deaf_until` is when knocks are heard again, where none are now.
     """
 
     is_running: bool
@@ -34,6 +40,7 @@ class Daemon:
     backstop_trouble: str | None = None
     unanswered: str = ""
     hindered: str = ""
+    deaf_until: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +74,17 @@ def check_gate(config: Config, *, is_loaded: bool) -> Iterator[Finding]:
         yield Finding(
             "gate-not-confirmed",
             "gate",
-            "the gate is loaded, but not confirmed: it goes when its time is over, or at a restart",
+            f"the gate is loaded, but not confirmed: it goes {_when(config)}, or at a restart",
             "spa-server gate confirm",
         )
+
+
+def _when(config: Config) -> str:
+    trial = marks.waiting(config)
+    if trial is not None and isinstance(trial.until_us, int):
+        with suppress(ValueError, OverflowError):
+            return f"at {rfc3339(trial.until_us)}"
+    return "when its time is over"
 
 
 def check_listing(listed: str, planned: str) -> Iterator[Finding]:
@@ -93,6 +108,14 @@ def check_daemon(daemon: Daemon, *, is_loaded: bool) -> Iterator[Finding]:
             "the gate is loaded and no daemon runs: nobody who knocks is heard",
             "systemctl start spa-server",
         )
+    if daemon.deaf_until:
+        yield Finding(
+            "nobody-heard",
+            "daemon",
+            f"nobody is heard until {daemon.deaf_until}: which knocks were used before that, this"
+            " host does not know, after a restore, a boot or a lost record",
+            "wait until then, and knock",
+        )
     if daemon.unanswered:
         yield Finding(
             "carrier-unanswered",
@@ -107,6 +130,44 @@ def check_daemon(daemon: Daemon, *, is_loaded: bool) -> Iterator[Finding]:
             daemon.hindered,
             "see who has the port: ss -ulpn; the daemon takes it when it is free",
         )
+
+
+def check_key(config: Config) -> Iterator[Finding]:
+    """Whether the daemon can use the server's key, and whether it was made on this machine."""
+    try:
+        hostkey.load(config)
+        _must_be_readable_by_the_daemon(config)
+    except KeyFileError as error:
+        if os.geteuid() != 0 and config.key.exists() and not os.access(config.key, os.R_OK):
+            yield Finding(
+                "not-checked", "server.key", "server.key was not looked at", "run as root"
+            )
+            return
+        yield Finding(
+            "server-key-unusable",
+            "server.key",
+            f"the daemon cannot use server.key, and does not start: {error.message}",
+            error.hint or "restore it from a backup, or move it away and run spa-server init",
+        )
+        return
+    try:
+        yield from check_machine(config)
+    except Trouble as trouble:
+        yield Finding("not-checked", Mark(config.key).path.name, trouble.message, trouble.hint)
+
+
+def _must_be_readable_by_the_daemon(config: Config) -> None:
+    """Root reads its own key anywhere; the daemon is the user to whom its directory belongs.
+
+    Raises KeyFileError.
+    """
+    if os.geteuid() != 0:
+        return
+    with suppress(OSError):
+        service, owner = config.database.parent.stat().st_uid, config.key.stat().st_uid
+        if service not in (0, owner):
+            hint = f"run: chown {service} {shlex.quote(str(config.key))}"
+            raise KeyFileError(f"{config.key} is not the daemon's user's", hint)
 
 
 def check_machine(config: Config) -> Iterator[Finding]:

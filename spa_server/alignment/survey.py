@@ -9,6 +9,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -33,6 +34,7 @@ from spa_server.alignment.surroundings import (
     read_links,
 )
 from spa_server.config import Config
+from spa_server.firewall.gate import observed_in
 from spa_server.firewall.kernel import FirewallError, Gate
 from spa_server.firewall.plan import Observed
 from spa_server.firewall.routes import outer_interfaces
@@ -92,7 +94,7 @@ def _reason(error: BaseException) -> str:
 
 def survey(
     config: Config,
-    policy: Policy,
+    policy: Policy | None,
     people: Callable[[], People],
     daemon: Callable[[], Daemon],
     *,
@@ -101,16 +103,20 @@ def survey(
     """Reads everything, for the caller's network namespace.
 
     `planned` is given by who knows it; else the gate is loaded in a namespace of its own to be
-    listed. Raises FirewallError where not even the gate can be looked at, FileProblem where the
-    configuration names what the policy has not got.
+    listed. Without a policy, what the gate should be is not known, and it is observed what the
+    gate in the kernel observes. Raises FirewallError where not even the gate can be looked at,
+    FileProblem where the configuration names what the policy has not got.
     """
     reading = _Reading()
-    observed = plan_observed(config, policy)
+    observed = Observed() if policy is None else plan_observed(config, policy)
     with Gate() as gate:
         is_loaded = gate.is_loaded()
         listed = reading.of("gate", gate.ruleset) if is_loaded else None
-    if listed is not None and planned is None:
-        planned = reading.of("gate", lambda: list_planned(plan_gate(config, policy)))
+    if listed is not None and policy is None:
+        observed = observed_in(listed)
+    if listed is not None and planned is None and policy is not None:
+        plan = partial(plan_gate, config, policy)
+        planned = reading.of("gate", lambda: list_planned(plan()))
     kept = memory.place(config)
     outer = reading.of("routes", outer_interfaces) if config.outer is None else config.outer
     return Facts(

@@ -9,7 +9,7 @@ from keys.console import Trouble, note
 from keys.when import rfc3339
 from spa_server import clock
 from spa_server.cleanup import ends_in_order
-from spa_server.commands.common import PATH, PROGRAM, explained, must_not_run
+from spa_server.commands.common import NOBODY_HEARD, PATH, PROGRAM, explained, must_not_run
 from spa_server.config import load_config
 
 if TYPE_CHECKING:
@@ -81,4 +81,7 @@ def _tell(done: "Restored") -> None:
         note(f"{kept} stays, and differs from the backup's; for that one, move it away and repeat.")
     if not done.is_carried:
         note("What was revoked since then is not known here: compare spa-keys list.")
+    note(f"{NOBODY_HEARD.format(rfc3339(done.deaf_until_us))}.")
+    if done.is_of_another_machine:
+        note(f"The key came with another machine; if this takes its place: {PROGRAM} adopt-key")
     note(f"Now: spa-keys list; {PROGRAM} check; systemctl start spa-server")

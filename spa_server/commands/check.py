@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from keys.completion import offering
-from keys.console import ExitCode, Parsed, print_json, say
+from keys.console import ExitCode, Parsed, Trouble, print_json, say
 from spa_protocol.access import Access
-from spa_server import clock, control, hostkey, unit
+from spa_server import clock, control, unit
 from spa_server.commands.common import ACCESS, ask, explained, json_option, open_registry
 from spa_server.config import Config, load_config
 
 if TYPE_CHECKING:
     from spa_server.alignment.finding import Finding
     from spa_server.alignment.standing import Daemon
+    from spa_server.policy.model import Policy
 
 _WIDTH: Final = 80
 
@@ -78,20 +79,19 @@ def check(
       spa-server check --accept tcp/8080
     """
     from spa_server.alignment import drift
-    from spa_server.alignment.finding import are_notes, selected
+    from spa_server.alignment.finding import are_notes, in_order, selected
     from spa_server.alignment.people import people_in
     from spa_server.alignment.survey import survey
-    from spa_server.policy.load import load_policy
 
     config = load_config(path)
-    policy = load_policy(config.policy)
-    hostkey.load(config)
+    policy, unusable = _policy(config)
     with open_registry(config) as registry:
         people = people_in(registry, clock.now_us())
     with explained():
         facts = survey(config, policy, lambda: people, lambda: _daemon(config))
     drift.remember(config, policy, facts, map(str, accepted))
-    findings = selected(drift.judge(config, policy, facts), only, ignored)
+    found = in_order([*unusable, *drift.judge(config, policy, facts)])
+    findings = selected(found, only, ignored)
     if as_json:
         print_json([_as_json(finding) for finding in findings])
     else:
@@ -100,6 +100,23 @@ def check(
         )
     if not are_notes(findings):
         raise SystemExit(ExitCode.REFUSED)
+
+
+def _policy(config: Config) -> tuple["Policy | None", list["Finding"]]:
+    """The policy, and what is wrong where it cannot be used: all else is looked at without it."""
+    from spa_server.alignment.finding import Finding
+    from spa_server.gatehouse import plan_observed
+    from spa_server.policy.load import load_policy
+
+    try:
+        policy = load_policy(config.policy)
+        plan_observed(config, policy)
+    except Trouble as trouble:
+        what = f"the policy cannot be used; what hangs on it was not looked at: {trouble.message}"
+        hint = f"{trouble.hint}; then" if trouble.hint else "put it right:"
+        advice = f"{hint} spa-server policy test, and spa-server reload"
+        return None, [Finding("policy-unusable", "policy.toml", what, advice)]
+    return policy, []
 
 
 def _daemon(config: Config) -> "Daemon":
@@ -119,7 +136,8 @@ def _daemon(config: Config) -> "Daemon":
         no_backstop=status.get("backstop_absence"),
         backstop_trouble=status.get("backstop_trouble"),
         unanswered=unanswered,
-        hindered=str(status.get("hindered", "")),
+        hindered=status.get("hindered", ""),
+        deaf_until=status.get("nobody_heard_until"),
     )
 
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 PROGRAM: Final = "spa-server"
 
+NOBODY_HEARD: Final = (
+    "NOBODY IS HEARD until {}: which knocks were used before that, this host does not know;"
+    " wait, then knock"
+)
 ACCESS: Final = Parsed("access", Access.parse)
 ADDRESS: Final = Parsed("address", ip_address)
 DURATION: Final = Parsed("duration", parse_duration)

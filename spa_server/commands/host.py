@@ -9,7 +9,7 @@ from keys.console import ExitCode, Parsed, Trouble, note, print_json, say, say_l
 from keys.invite import WrittenHost
 from keys.names import identity_name
 from spa_server.commands import offers
-from spa_server.commands.common import PROGRAM, ask, explained, json_option
+from spa_server.commands.common import NOBODY_HEARD, PROGRAM, ask, explained, json_option
 from spa_server.commands.gate import observing
 from spa_server.config import CONFIG_PATH, load_config
 from spa_server.control import DaemonRefused
@@ -114,6 +114,11 @@ def status(path: Path | None, as_json: bool) -> None:
     for name, value in answer.items():
         say(f"{name.replace('_', ' '):<20}  {_in_words(value)}")
     observing(everything=answer["mode"] == "observe", accesses=answer["observed"])
+    if answer.get("gate_on_trial"):
+        until = answer.get("trial_ends_at") or "its time is over"
+        note(f"THE GATE IS ON TRIAL until {until}; to keep it: {PROGRAM} gate confirm")
+    if answer.get("nobody_heard_until"):
+        note(NOBODY_HEARD.format(answer["nobody_heard_until"]))
 
 
 def _in_words(value: Any) -> str:
