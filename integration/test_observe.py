@@ -4,6 +4,7 @@ The gate remembers for five minutes whom it has recorded at which port, so each 
 its own. Docker is played by DNAT, as in test_containers.py.
 """
 
+import json
 import re
 import socket
 import struct
@@ -344,8 +345,70 @@ def test_a_changed_file_does_nothing_before_it_is_applied(scene: Scene, service:
     with scene.server.inside(), Gate() as gate:
         wait_until(gate.is_loaded)
     assert scene.stranger.reach_tcp(scene.server.v4, service.port) is Reach.OPEN
+
+
+def findings(scene: Scene) -> set[str]:
+    done = scene.site.server("check", "--json", check=False)
+    return {one["name"] for one in json.loads(done.stdout)}
+
+
+def test_a_restart_and_a_boot_close_nothing_that_was_not_tried(
+    scene: Scene, record: RecordSince, service: Service
+) -> None:
+    """Whoever writes `enforce` and restarts is told, and not locked out."""
+    scene.configure("enforce")
+    scene.site.restart()
+    assert scene.stranger.reach_tcp(scene.server.v4, service.port) is Reach.OPEN
+    status = scene.site.server("status")
+    assert "mode: every port is observed until a gate is applied that closes it" in status.stderr
+    assert "THIS HOST IS OPEN" in status.stderr
+    assert scene.site.status()["mode"] == "observe"
+    assert "config-held-back" in findings(scene)
+    assert "gate-differs" not in findings(scene)
+    assert "gate apply --confirm-within" in str(record.line("policy.refused")["reason"])
+    assert scene.site.daemon is not None
+    assert "every port is observed until" in scene.site.daemon.output
+    # A reload closes it no more than a restart, nor does the boot, nor a gate that was taken away.
+    scene.site.server("reload", check=False)
+    scene.site.stop()
+    scene.server.run(["nft", "flush", "ruleset"])
+    scene.site.server("gate", "apply", "--closed-on-error")
+    assert scene.stranger.reach_tcp(scene.server.v4, service.port) is Reach.OPEN
+    scene.site.start()
+    scene.server.run(["nft", "flush", "ruleset"])
+    with scene.server.inside(), Gate() as gate:
+        wait_until(gate.is_loaded)
+    assert scene.stranger.reach_tcp(scene.server.v4, service.port) is Reach.OPEN
+    # On trial it is closed, whoever restarts meanwhile; and open again after it.
+    scene.site.apply_gate("--confirm-within", "6s")
     scene.site.restart()
     assert scene.stranger.reach_tcp(scene.server.v4, service.port) is Reach.SILENT
+    wait_until(lambda: scene.site.status()["mode"] == "observe", within_s=15)
+    scene.site.restart()
+    assert scene.stranger.reach_tcp(scene.server.v4, service.port) is Reach.OPEN
+    # Kept, it is closed for good.
+    scene.site.apply_gate("--confirm-within", "60s")
+    scene.site.server("gate", "confirm")
+    for _ in range(2):
+        assert scene.stranger.reach_tcp(scene.server.v4, service.port) is Reach.SILENT
+        assert scene.site.status()["held_back"] is None
+        assert "config-held-back" not in findings(scene)
+        scene.site.restart()
+
+
+def test_a_restart_closes_no_single_service_either(scene: Scene) -> None:
+    scene.apply("enforce", "postgres")
+    scene.configure("enforce")
+    scene.site.restart()
+    assert scene.stranger.reach_tcp(scene.server.v4, POSTGRES) is Reach.OPEN
+    assert scene.stranger.reach_tcp(scene.server.v4, SSH) is Reach.SILENT
+    assert "observe: tcp/5432 is observed until" in str(scene.site.status()["held_back"])
+    scene.configure("observe")  # opening needs no trial
+    scene.site.restart()
+    assert scene.stranger.reach_tcp(scene.server.v4, SSH) is Reach.OPEN
+    assert scene.site.status()["held_back"] is None
+    scene.apply("enforce")
+    assert scene.stranger.reach_tcp(scene.server.v4, POSTGRES) is Reach.SILENT
 
 
 # Some services

@@ -23,6 +23,7 @@ class _Told(TypedDict, total=False):
     backstop_trouble: str | None
     hindered: str
     gate_on_trial: bool
+    held_back: str | None
     trial_ends_at: str | None
     nobody_heard_until: str | None
 

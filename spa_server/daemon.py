@@ -95,6 +95,8 @@ class Daemon:
                 await self._begin(stack)
                 if (problem := self._guard.rulebook.problem) is not None:
                     self._say(f"the policy in force stays; {problem}")
+                if (problem := self._guard.gatehouse.held_back) is not None:
+                    self._say(str(problem))
                 await self._stopping.wait()
                 await control.fall_silent()
                 self._is_over = True

@@ -3,8 +3,13 @@
 While one of the marks of spa_server/marks.py is there, the daemon puts the gate back when somebody
 takes it away. `gate remove` deletes both before the table, so that no message between the programs
 is needed.
+
+What the gate observed when the operator last kept it stays observed until a gate is applied, on
+trial or not, whatever server.toml says by then: a restart and a boot close nothing that nobody has
+tried to close. That it is so is told (`held_back`).
 """
 
+from dataclasses import replace
 from ipaddress import ip_network
 
 from keys.tomlfile import FileProblem
@@ -40,6 +45,22 @@ def plan_gate(config: Config, policy: Policy) -> GatePlan:
         observed=plan_observed(config, policy),
         tags=room_for(config.max_keys),
     )
+
+
+def plan_as_kept(config: Config, policy: Policy) -> GatePlan:
+    """The gate that a daemon makes of them when it starts. Raises FileProblem."""
+    return _with(marks.kept_open(config), plan_gate(config, policy))
+
+
+def _with(kept: Observed, plan: GatePlan) -> GatePlan:
+    return replace(plan, observed=plan.observed | kept) if kept.beyond(plan.observed) else plan
+
+
+def would_close(config: Config, kept: Observed) -> FileProblem:
+    """What is wrong with a server.toml that no longer observes what is kept open."""
+    problem = f"{kept} is observed until a gate is applied that closes it; try it: spa-server gate"
+    key = "mode" if kept.everything else "observe"
+    return FileProblem(config.path, key, f"{problem} apply --confirm-within 60s")
 
 
 def plan_observed(config: Config, policy: Policy) -> Observed:
@@ -81,8 +102,11 @@ class Gatehouse:
     daemon that began during a trial knows no policy to go back to.
     """
 
-    def __init__(self, config: Config, gate: Gate) -> None:
+    def __init__(self, config: Config, gate: Gate, *, may_close: bool = False) -> None:
+        """With `may_close` nothing is kept open: somebody applies a gate."""
         self.config = config
+        self.held_back: FileProblem | None = None
+        self._kept = Observed() if may_close else marks.kept_open(config)
         self.held: str | None = None
         self.listed: str | None = None  # how nft listed the gate when it had just been applied
         self.not_counted: tuple[str, ...] = ()  # what conntrack could not be made to do
@@ -134,6 +158,8 @@ class Gatehouse:
             _must_stay_open(self.config, config)
         if config.carriers != self.config.carriers and (why := why_not_raw(config.carriers)):
             raise FileProblem(config.path, "carriers", why)
+        if may_close:
+            self._kept = Observed()
         if self.is_on_trial and self._before_trial is None:
             self._before_trial = self.config
         self.config = config
@@ -145,13 +171,14 @@ class Gatehouse:
     def take_back(self) -> None:
         """The trial is over: `mode` and `observe` are what they were before it, to be applied."""
         self.config, self._before_trial = self._before_trial or self.config, None
+        self._kept = marks.confirmed(self.config) or Observed()
 
     def apply(self, policy: Policy) -> None:
         """Loads the gate, in place where one is loaded. Raises FirewallError, or FileProblem."""
         if self.held is not None:
             self._gate.restore(self.held)
         else:
-            plan = plan_gate(self.config, policy)
+            plan = self._plan_now(policy)
             self._gate.apply(plan)
             self._plan = plan
         self.listed = self._gate.ruleset()
@@ -159,11 +186,18 @@ class Gatehouse:
 
     def is_out_of_date(self, policy: Policy) -> bool:
         """Whether the plan would be another now than when it was applied."""
-        return self.held is None and plan_gate(self.config, policy) != self._plan
+        return self.held is None and self._plan_now(policy) != self._plan
 
-    def want(self) -> None:
-        """The gate is in force for good."""
-        marks.want(self.config)
+    def _plan_now(self, policy: Policy) -> GatePlan:
+        asked = plan_gate(self.config, policy)
+        kept = self._kept.beyond(asked.observed)
+        self.held_back = would_close(self.config, kept) if kept else None
+        return _with(self._kept, asked)
+
+    def want(self, *, as_before: bool = False) -> None:
+        """The gate is in force for good, and so is what it observes, unless it is `as_before`."""
+        is_known = not as_before and self._gate.is_loaded()
+        marks.want(self.config, observed_in(self._gate.ruleset()) if is_known else None)
 
     def remove(self, *, by_force: bool = False) -> None:
         """Takes the gate away, and the will to have it; `by_force` from a daemon that hangs too.

@@ -241,6 +241,8 @@ class Guard:
         with self.faults.tolerate("the gate"):
             why = None if self.gate.is_loaded() else "it was not loaded at the start"
         self.enforcement.restore(self.policy, now_us, why)
+        if self.gatehouse.held_back is not None:
+            self._note_refused(self.gatehouse.held_back, now_us)
         self._learn_sessions()
         self._end_disallowed(now_us)
         self.upkeep.start(now_us)

@@ -1,6 +1,7 @@
 """The two marks about the gate, beside server.toml: only root may write there.
 
-    gate.wanted     the operator has put the gate in force, and it stays so
+    gate.wanted     the operator has put the gate in force, and it stays so; it holds what that gate
+                    observed, so that no restart closes what nobody has tried to close (ADR 33)
     gate.pending    a gate on trial, taken back unless it is confirmed; it does not outlive the boot
 
 So the daemon's user, who only reads them, can neither forget that a gate is wanted nor have root
@@ -19,10 +20,13 @@ from typing import Final
 from keys import privatefile
 from keys.owner import as_owner
 from keys.trouble import Trouble
+from spa_protocol.access import Access
 from spa_server.config import Config
+from spa_server.firewall.plan import Observed
 
 OF_THIS_BOOT: Final = Path("/run")
 
+_EVERYTHING: Final = "everything"
 _FOR_GROUP: Final = 0o640
 
 
@@ -49,6 +53,27 @@ class Trial:
 def is_wanted(config: Config) -> bool:
     """Whether the gate is to be in force for good."""
     return config.gate_wanted.exists() or os.path.lexists(config.gate_wanted_before)
+
+
+def confirmed(config: Config) -> Observed | None:
+    """What the gate observed that the operator last kept; None where nobody knows."""
+    try:
+        told = json.loads(config.gate_wanted.read_bytes())["observed"]
+        if told == _EVERYTHING:
+            return Observed(everything=True)
+        return Observed(accesses=tuple(Access.parse(str(each)) for each in told))
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return None
+
+
+def _told(observed: Observed) -> bytes:
+    told = _EVERYTHING if observed.everything else [str(each) for each in observed.accesses]
+    return json.dumps({"observed": told}).encode()
+
+
+def kept_open(config: Config) -> Observed:
+    """What no restart may close: what was confirmed, unless a gate is on trial just now."""
+    return Observed() if is_on_trial(config) else confirmed(config) or Observed()
 
 
 def waiting(config: Config) -> Trial | None:
@@ -91,14 +116,19 @@ def _show_to_the_daemon(unnamed: Path, config: Config) -> None:
         unnamed.chmod(_FOR_GROUP)
 
 
-def want(config: Config) -> None:
+def want(config: Config, observed: Observed | None = None) -> None:
     """The gate is in force for good, and no trial waits. Raises OSError and Trouble.
 
-    At the boot, where all is as it should be, nothing is written, for the unit may not; also where
-    0.1.0's mark is all there is, which root moves.
+    `observed` is what it observes; None where that is as it was confirmed before. At the boot,
+    where all is as it should be, nothing is written, for the unit may not; also where 0.1.0's mark
+    is all there is, which root moves.
     """
-    if not is_wanted(config) or (os.geteuid() == 0 and not config.gate_wanted.exists()):
-        privatefile.write(config.gate_wanted, b"")  # that it is there is all that anybody asks
+    if observed is not None and (not is_wanted(config) or confirmed(config) != observed):
+        with privatefile.new_file(config.gate_wanted, overwrite=True) as unnamed:
+            unnamed.write_bytes(_told(observed))
+            _show_to_the_daemon(unnamed, config)
+    elif not is_wanted(config) or (os.geteuid() == 0 and not config.gate_wanted.exists()):
+        privatefile.write(config.gate_wanted, b"")
     end_trial(config)
     if config.gate_wanted.exists() and config.gate_wanted_before != config.gate_wanted:
         _take_away(config.gate_wanted_before)

@@ -79,6 +79,7 @@ def _status(guard: Guard, _request: Request) -> dict[str, Any]:
         **_doubts(guard),
         **_mode(guard.gatehouse.observed),
         **_trial(guard),
+        "held_back": None if (held := guard.gatehouse.held_back) is None else str(held),
         "nobody_heard_until": _deaf_until(guard),
         "keys_heard": len(guard.admission),
         "keys_at_most": guard.config.max_keys,

@@ -71,6 +71,7 @@ WELL: Final[dict[str, dict[str, Any]]] = {
         "backstop_trouble": None,
         "hindered": "",
         "gate_on_trial": True,
+        "held_back": "so",
         "trial_ends_at": "2026-01-01T00:00:00Z",
         "nobody_heard_until": "2026-01-01T00:00:00Z",
     },

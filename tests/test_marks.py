@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from spa_protocol.access import Access
 from spa_server import marks
 from spa_server.config import Config, load_config
+from spa_server.firewall.plan import Observed
 from spa_server.marks import Trial
 
 
@@ -24,6 +26,37 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 @pytest.fixture
 def trial() -> Trial:
     return Trial("token", None, was_wanted=False)
+
+
+@pytest.mark.parametrize(
+    "observed",
+    [
+        Observed(),
+        Observed(everything=True),
+        Observed(accesses=(Access.parse("tcp/22"), Access.parse("udp/5-9"))),
+    ],
+)
+def test_what_was_observed_when_the_gate_was_kept_is_known(
+    config: Config, observed: Observed
+) -> None:
+    assert marks.confirmed(config) is None
+    marks.want(config, observed)
+    assert marks.confirmed(config) == observed
+    written = config.gate_wanted.stat().st_ino
+    marks.want(config)
+    marks.want(config, observed)
+    assert config.gate_wanted.stat().st_ino == written
+    assert marks.kept_open(config) == observed
+    config.gate_pending.touch()  # a gate on trial: what it closes, a restart does not open
+    assert marks.kept_open(config) == Observed()
+
+
+@pytest.mark.parametrize("content", ["", "junk", "[]", '{"observed": 7}', '{"observed": ["x"]}'])
+def test_a_mark_that_does_not_say_keeps_nothing_open(config: Config, content: str) -> None:
+    config.gate_wanted.write_text(content)
+    assert marks.confirmed(config) is None
+    assert marks.kept_open(config) == Observed()
+    assert marks.is_wanted(config)
 
 
 def test_wanted_until_it_is_forgotten(config: Config) -> None:

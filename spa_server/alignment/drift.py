@@ -42,6 +42,7 @@ from spa_server.alignment.standing import (
     check_doubts,
     check_files,
     check_gate,
+    check_held_back,
     check_key,
     check_listing,
     check_observed,
@@ -117,6 +118,7 @@ def _about_the_gate(config: Config, policy: Policy | None, facts: Facts) -> Iter
         yield from check_doubts(facts.daemon)
         yield from check_files(facts.daemon, facts.policy_texts)
     yield from check_observed(facts.observed)
+    yield from check_held_back(config, facts.held_back)
     if policy is not None:
         yield from check_cut(policy, facts.own_ports)
 

@@ -33,6 +33,7 @@ SEVERITIES: Final = {
     "ingress-redirect": Severity.ERROR,
     "gate-not-confirmed": Severity.WARNING,
     "nobody-heard": Severity.WARNING,
+    "config-held-back": Severity.WARNING,
     "backstop-failed": Severity.WARNING,
     "config-changed": Severity.WARNING,
     "answers-hindered": Severity.WARNING,

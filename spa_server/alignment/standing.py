@@ -252,6 +252,18 @@ def check_observed(observed: Observed) -> Iterator[Finding]:
         )
 
 
+def check_held_back(config: Config, kept: Observed) -> Iterator[Finding]:
+    """What is observed although server.toml no longer says so: a restart closes nothing."""
+    if kept:
+        yield Finding(
+            "config-held-back",
+            "server.toml",
+            f"{config.path} no longer observes {kept}, and the gate still does, as it was when it"
+            " was last kept: what is open there is closed on trial, and by no restart",
+            "spa-server gate apply --confirm-within 60s",
+        )
+
+
 def check_cut(policy: Policy, own_ports: range) -> Iterator[Finding]:
     """Whether a `cut` port may be one of this host's own: `own_ports` are those that the kernel
     gives to outgoing connections, whose answers a cut port would not let in."""

@@ -17,7 +17,7 @@ from keys import tomlfile
 from keys.owner import as_owner
 from keys.readfile import read_plain
 from keys.trouble import Trouble
-from spa_server import clock
+from spa_server import clock, marks
 from spa_server.alignment import memory
 from spa_server.alignment.listeners import read_listeners
 from spa_server.alignment.listing import list_planned
@@ -38,7 +38,7 @@ from spa_server.firewall.gate import observed_in
 from spa_server.firewall.kernel import FirewallError, Gate
 from spa_server.firewall.plan import Observed
 from spa_server.firewall.routes import outer_interfaces
-from spa_server.gatehouse import plan_gate, plan_observed
+from spa_server.gatehouse import plan_as_kept, plan_observed
 from spa_server.policy.model import Policy
 
 _PORT_RANGE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -50,7 +50,8 @@ _T = TypeVar("_T")
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What a survey found. None stands for what could not be read; `unread` says why, by what it
-    was about. `planned` is how nft would list the gate that the policy asks for."""
+    was about. `planned` is how nft would list the gate that the policy asks for, `held_back`
+    what is observed although server.toml no longer says so."""
 
     now_us: int
     is_loaded: bool
@@ -59,6 +60,7 @@ class Facts:
     listed: str | None = None
     planned: str | None = None
     observed: Observed = field(default_factory=Observed)
+    held_back: Observed = field(default_factory=Observed)
     policy_texts: PolicyTexts = field(default_factory=PolicyTexts)
     ruleset: Ruleset | None = None
     listening: Listening | None = None
@@ -108,14 +110,16 @@ def survey(
     FileProblem where the configuration names what the policy has not got.
     """
     reading = _Reading()
-    observed = Observed() if policy is None else plan_observed(config, policy)
+    asked = Observed() if policy is None else plan_observed(config, policy)
+    open_still = marks.kept_open(config)
+    observed = asked | open_still
     with Gate() as gate:
         is_loaded = gate.is_loaded()
         listed = reading.of("gate", gate.ruleset) if is_loaded else None
     if listed is not None and policy is None:
         observed = observed_in(listed)
     if listed is not None and planned is None and policy is not None:
-        plan = partial(plan_gate, config, policy)
+        plan = partial(plan_as_kept, config, policy)
         planned = reading.of("gate", lambda: list_planned(plan()))
     kept = memory.place(config)
     outer = reading.of("routes", outer_interfaces) if config.outer is None else config.outer
@@ -127,6 +131,7 @@ def survey(
         listed=listed,
         planned=planned,
         observed=observed,
+        held_back=Observed() if policy is None else open_still.beyond(asked),
         policy_texts=_policy_texts(config, reading),
         ruleset=reading.of("ruleset", read_ruleset),
         listening=_listening(config, reading),

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -14,6 +14,7 @@ from spa_server.commands.common import PROGRAM, ask, explained, json_option
 from spa_server.config import Config, load_config
 
 if TYPE_CHECKING:
+    from spa_server.gatehouse import Gatehouse
     from spa_server.policy.model import Policy
 
 _LONGEST_TRIAL_S: Final = 86_400
@@ -84,7 +85,8 @@ def gate_apply(
 
     config, policy, problem = _read(path, closed_on_error=closed_on_error)
     with explained(), Gate() as kernel:
-        gatehouse = Gatehouse(config, kernel)
+        is_boot = closed_on_error and problem is None
+        gatehouse = Gatehouse(config, kernel, may_close=not is_boot)
         kept = sessions.adopt_established()
         if confirm_within is not None:
             trial.begin(config, kernel, confirm_within)
@@ -96,7 +98,7 @@ def gate_apply(
             acts.leave(config, Event.GATE_APPLIED)
         sessions.adopt_established()
         if confirm_within is None:
-            _keep(config, gatehouse)
+            _keep(config, gatehouse, as_before=closed_on_error)
         in_force = kernel.ruleset()
     advice = list(accounting.switch_on())
     if as_json:
@@ -155,13 +157,13 @@ def _say_observed(ruleset: str) -> None:
     observing(everything=observed.everything, accesses=map(str, sorted(observed.accesses)))
 
 
-def _keep(config: Config, gatehouse: Any) -> None:
+def _keep(config: Config, gatehouse: "Gatehouse", *, as_before: bool = False) -> None:
     """The gate is in force for good, and a daemon that runs has nothing more to go back to."""
     from spa_server.audit import acts
     from spa_server.audit.record import Event
 
     was_on_trial = gatehouse.is_on_trial
-    gatehouse.want()
+    gatehouse.want(as_before=as_before)
     try:
         ask(config, do="confirm")
     except control.NoDaemon:

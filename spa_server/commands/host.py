@@ -114,6 +114,8 @@ def status(path: Path | None, as_json: bool) -> None:
     for name, value in answer.items():
         say(f"{name.replace('_', ' '):<20}  {_in_words(value)}")
     observing(everything=answer["mode"] == "observe", accesses=answer["observed"])
+    if answer.get("held_back"):
+        note(f"NOT AS IN ITS FILE: {answer['held_back']}")
     if answer.get("gate_on_trial"):
         until = answer.get("trial_ends_at") or "its time is over"
         note(f"THE GATE IS ON TRIAL until {until}; to keep it: {PROGRAM} gate confirm")

@@ -51,6 +51,16 @@ class Observed:
     def __contains__(self, access: Access) -> bool:
         return self.everything or any(access in observed for observed in self.accesses)
 
+    def __or__(self, other: "Observed") -> "Observed":
+        accesses = dict.fromkeys((*self.accesses, *other.accesses))
+        return Observed(self.everything or other.everything, tuple(accesses))
+
+    def beyond(self, other: "Observed") -> "Observed":
+        """What is observed here, and not there."""
+        if other.everything or (self.everything and not other.everything):
+            return Observed(everything=not other.everything)
+        return Observed(accesses=tuple(a for a in self.accesses if a not in other))
+
     def __str__(self) -> str:
         return "every port" if self.everything else ", ".join(map(str, sorted(self.accesses)))
 
