@@ -31,6 +31,7 @@ CT_DELETE: Final = 1 << 8 | 2  # without a tuple: all there are
 SSH: Final = 22
 POSTGRES: Final = 5432
 VOTE: Final = 7000
+LATE: Final = 7100
 WEB: Final = 80
 SCRAPED: Final = 9100
 OBSERVED: Final = 8080
@@ -47,6 +48,7 @@ ssh = "tcp/22"
 web = ["tcp/80", "udp/80"]
 postgres = "tcp/5432"
 vote = "tcp/7000"
+late = "tcp/7100"
 scraped = "tcp/9100"
 dashboard = "tcp/8080"
 
@@ -56,7 +58,7 @@ from = "anywhere"
 
 [roles.ops]
 [[roles.ops.allow]]
-services = ["ssh", "web", "vote"]
+services = ["ssh", "web", "vote", "late"]
 lifetime = "30s"
 max_lifetime = "1h"
 
@@ -133,6 +135,10 @@ class Scene:
 
     def ask(self, **request: object) -> dict[str, Any]:
         return control.ask(self.site.directory / "control.sock", dict(request))
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """What the command lists."""
+        return list(json.loads(self.site.server("sessions", "--json").stdout)["sessions"])
 
     def whois(self, end: socket.socket, *options: str) -> list[dict[str, Any]]:
         """What the command says of a connection, by its own end's name."""
@@ -286,6 +292,44 @@ def test_tcp_from_first_packet_to_last(scene: Scene, record: RecordSince, of: Of
     assert ended["detail"]["state"] in {"time-wait", "close"}
     [used] = record.lines("hole.used")
     assert used["grant_id"] == permitted["grant_id"]
+
+
+@both_families
+def test_one_that_conntrack_forgot_is_another_once_the_host_has_spoken(
+    scene: Scene, record: RecordSince, of: Of
+) -> None:
+    """For conntrack the host began the second one: what came in is still what the client sent."""
+    client, target = scene.client, of(scene.server)
+    scene.alice.knock_at(client, target, f"tcp/{LATE}")
+    with scene.server.new_socket(_family(target), socket.SOCK_STREAM) as listening:
+        listening.bind(("", LATE))
+        listening.listen()
+        listening.settimeout(1)
+        with client.connection(target, LATE) as session:
+            accepted, _ = listening.accept()
+            accepted.settimeout(5)
+            session.send(b"x" * 100)
+            assert accepted.recv(200)
+            for kind in ("ipv4", "ipv6"):
+                forget = ["conntrack", "-D", "-f", kind, "-p", "tcp", "--dport", str(LATE)]
+                scene.server.run(forget, check=False)
+            scene.ended(record, 1)
+            accepted.send(b"y")
+            time.sleep(0.1)
+            session.send(b"x" * 1000)
+            assert len(accepted.recv(2000)) == 1000
+            port = port_of(session)
+            wait_until(lambda: port in {each["source_port"] for each in scene.sessions()})
+            accepted.close()
+        first, second = scene.ended(record, 2)
+    assert facts(first) == facts(second)
+    assert second["detail"]["source_port"] == port
+    assert len(record.lines("connection.permitted")) == 2
+    assert second["detail"]["bytes_in"] > 1000 > second["detail"]["bytes_out"]
+
+
+def _family(target: Address) -> socket.AddressFamily:
+    return socket.AF_INET if target.version == 4 else socket.AF_INET6
 
 
 @both_families

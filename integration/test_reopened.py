@@ -4,11 +4,13 @@ from types import ModuleType
 
 import pytest
 
-from integration.attacks import sctp_reopened, tcp_reopened
+from integration.attacks import forgotten_session, sctp_reopened, tcp_reopened
 from integration.lab import Lab
 
 
-@pytest.mark.parametrize("attack", [tcp_reopened, sctp_reopened], ids=lambda a: a.__name__)
+@pytest.mark.parametrize(
+    "attack", [tcp_reopened, sctp_reopened, forgotten_session], ids=lambda a: a.__name__
+)
 def test_what_is_over_does_not_let_another_in(lab: Lab, attack: ModuleType) -> None:
     figures = list(attack.run(lab))
     assert figures

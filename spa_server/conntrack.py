@@ -91,7 +91,8 @@ class Conntrack:
         return self._ends.read(limit)
 
     def get(self, key: bytes) -> Entry | None:
-        """What is known of a connection that has not ended; None where it has.
+        """What is known of a connection that has not ended, whoever of the two conntrack takes for
+        the one who began it; None where it has.
 
         Raises NetlinkError.
         """
@@ -103,7 +104,8 @@ class Conntrack:
             if error.errno == errno.ENOENT:
                 return None
             raise
-        return parse_entry(answer.payload, {})
+        entry = parse_entry(answer.payload, {})
+        return None if entry is None else entry.as_begun_by(key)
 
 
 class _Ends(NetlinkSocket):

@@ -52,7 +52,8 @@ _TCP_STATE: Final = 1
 _ASSURED: Final = 1 << 2
 
 _PORT = struct.Struct(">H")
-_KEY_AT: Final = HEADER_SIZE + NFGENMSG.size + 4
+_ATTRIBUTE_HEADER: Final = 4
+_KEY_AT: Final = HEADER_SIZE + NFGENMSG.size + _ATTRIBUTE_HEADER
 _FAMILY_AT: Final = HEADER_SIZE
 _KEY_SIZE: Final[dict[int, int]] = {socket.AF_INET: 48, socket.AF_INET6: 72}
 
@@ -95,6 +96,19 @@ class Entry(msgspec.Struct, frozen=True):
     begun_us: int | None
     ended_us: int | None
     idle_s: float
+    reply_key: bytes = b""
+
+    def as_begun_by(self, key: bytes) -> "Entry":
+        """The same, where `key` is its reply's as if the other end had begun.
+
+        A connection in the midst of which conntrack began anew may have it so: whoever spoke first
+        then is the one who began.
+        """
+        if key != self.reply_key:
+            return self
+        return msgspec.structs.replace(
+            self, key=key, reply_key=self.key, there=self.back, back=self.there
+        )
 
     @property
     def flow(self) -> Flow | None:
@@ -134,8 +148,19 @@ def _address(packed: bytes) -> Address:
 
 def key_in(told: bytes) -> bytes:
     """The key of the connection whose end a message tells; what `Conntrack.read` returns."""
-    size = _KEY_SIZE.get(told[_FAMILY_AT], 0) if len(told) > _KEY_AT else 0
+    size = _key_size(told)
     return told[_KEY_AT : _KEY_AT + size]
+
+
+def reply_key_in(told: bytes) -> bytes:
+    """The same of what came back: CTA_TUPLE_REPLY is next, and of one size."""
+    size = _key_size(told)
+    at = _KEY_AT + size + _ATTRIBUTE_HEADER
+    return told[at : at + size]
+
+
+def _key_size(told: bytes) -> int:
+    return _KEY_SIZE.get(told[_FAMILY_AT], 0) if len(told) > _KEY_AT else 0
 
 
 def parse_entry(payload: bytes, timeouts: dict[str, int]) -> Entry | None:
@@ -144,11 +169,9 @@ def parse_entry(payload: bytes, timeouts: dict[str, int]) -> Entry | None:
     `timeouts` remembers what the host's timeouts are, for as long as the caller keeps it.
     """
     found = dict(attributes(payload, NFGENMSG.size))
-    key = found.get(TUPLE_ORIG)
-    if key is None:
+    if TUPLE_ORIG not in found:
         return None
-    flow = flow_of(key)
-    key = key if flow is None else key_of(flow)  # a zone of one direction stands behind it
+    key, reply_key = (_plain(found.get(kind, b"")) for kind in (TUPLE_ORIG, TUPLE_REPLY))
     moments = dict(attributes(found.get(_TIMESTAMP, b"")))
     state = _tcp_state(found)
     is_assured = bool(_number(found.get(_STATUS)) & _ASSURED)
@@ -161,7 +184,14 @@ def parse_entry(payload: bytes, timeouts: dict[str, int]) -> Entry | None:
         _us(moments.get(_BEGUN)),
         _us(moments.get(_STOPPED)),
         max(0, timeout_s - _number(found.get(_TIMEOUT))) if timeout_s else 0,
+        reply_key,
     )
+
+
+def _plain(key: bytes) -> bytes:
+    """Without the zone of one direction, which stands behind it."""
+    flow = flow_of(key)
+    return key if flow is None else key_of(flow)
 
 
 def _tcp_state(found: dict[int, bytes]) -> str:

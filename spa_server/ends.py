@@ -19,7 +19,7 @@ from spa_server import attribution
 from spa_server.attribution import Permitted
 from spa_server.audit.record import Event, Record
 from spa_server.conntrack import Told, ended_in
-from spa_server.ctentry import Entry, key_in
+from spa_server.ctentry import Entry, key_in, reply_key_in
 from spa_server.liveconnections import LiveConnections
 from spa_server.netlink import NetlinkError
 from spa_server.tally import Tally
@@ -121,9 +121,12 @@ class Ends:
         self.has_more = told.has_more
         self.hear_beginnings()
         records = self._note_overruns(told.overruns, now_us) if told.overruns else []
-        ours = [message for message in told.messages if key_in(message) in self.live]
-        for entry in ended_in(ours):
-            permitted = self.live.take(entry.key, entry.begun_us)
+        live = self.live
+        ours = [m for m in told.messages if key_in(m) in live or reply_key_in(m) in live]
+        for told_of in ended_in(ours):
+            turned = told_of.key not in live
+            entry = told_of.as_begun_by(told_of.reply_key) if turned else told_of
+            permitted = live.take(entry.key, entry.begun_us)
             if permitted is not None:
                 records.append(attribution.ended(permitted, entry, now_us))
         return records

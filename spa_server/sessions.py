@@ -16,6 +16,7 @@ thousand sessions.
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, nfct_msg
 
 from spa_protocol.access import Access, Protocol
 from spa_protocol.layout import Address, unmapped
+from spa_server.ctentry import TUPLE_ORIG, key_of
 from spa_server.flow import Flow
 from spa_server.hole import Hole
 from spa_server.link import on_link
@@ -33,11 +35,14 @@ from spa_server.netlink import (
     HEADER_SIZE,
     NETLINK_NETFILTER,
     NETLINK_SOCK_DIAG,
+    NFGENMSG,
     NLM_F_CREATE,
     NLM_F_EXCL,
     Message,
     NetlinkError,
     NetlinkSocket,
+    attribute,
+    nested,
 )
 
 _SOCK_DIAG_BY_FAMILY: Final = 20
@@ -57,6 +62,9 @@ _OPEN: Final = _ESTABLISHED | _FIN_WAIT | _CLOSE_WAIT
 _DESTROYABLE: Final = _OPEN | _SYN_RECV | _LAST_ACK | _CLOSING
 _WAITING: Final = _LISTEN | _CLOSE
 
+_LABELS: Final = 22
+_LABELS_MASK: Final = 23
+_LET_IN: Final = (1 << 127).to_bytes(16, sys.byteorder)  # gate.nft, chain `session`
 _SEEN_REPLY_ASSURED_CONFIRMED: Final = 0x0E
 _TCP_ESTABLISHED: Final = {
     "attrs": [
@@ -137,14 +145,17 @@ def sever(holes: Iterable[Hole], may_live: Callable[[Flow], bool]) -> list[Flow]
         ]
 
 
-def adopt_established() -> int:
+def adopt_established(*, served: bool = True) -> int:
     """Makes conntrack know every open session of this host; returns how many it did not know.
 
     For a gate that is about to be loaded where conntrack has never been on: without an entry, a
     session whose peer speaks next is new to the gate, and denied. Call it before the gate is
     loaded, and once more after: so a session that began between the two is not lost either.
     Sessions over loopback are left alone, as the gate leaves them, and so is every entry that
-    exists.
+    exists; but one that conntrack took up in the middle is let go on (gate.nft, `midway_out`).
+
+    `served`: those that others began too. Where the gate stands already it is False: what conntrack
+    has forgotten there may be of somebody who was let in and may not come in any more.
 
     Both TCP and connected UDP sockets are adopted, whether this host serves or asks. Which end
     began, a socket does not tell: where somebody waits on its port, the peer did, and else this
@@ -157,10 +168,12 @@ def adopt_established() -> int:
         opened = _from_elsewhere(diag, _OPEN)
         waited_at = _waited_at(diag)
     with _netlink(NETLINK_NETFILTER) as conntrack:
-        return sum(
-            _create(conntrack, session, served=(session.protocol, session.local_port) in waited_at)
-            for session in opened
-        )
+        adopted = 0
+        for session in opened:
+            is_served = (session.protocol, session.local_port) in waited_at
+            if served or not is_served:
+                adopted += _create(conntrack, session, served=is_served)
+        return adopted
 
 
 def served() -> list[Session]:
@@ -252,12 +265,20 @@ def _create(conntrack: NetlinkSocket, session: Session, *, served: bool) -> bool
     entry.encode()
     number = conntrack.request(_CT_NEW, NLM_F_CREATE | NLM_F_EXCL, bytes(entry.data[HEADER_SIZE:]))
     if number == errno.EEXIST:
+        _let_in(conntrack, session.served, entry["nfgen_family"])
         return False
     if number == errno.ENOMEM:
         raise SessionsError("conntrack takes no more entries; raise net.netfilter.nf_conntrack_max")
     if number:
         raise _refusal("an open session cannot be made known to conntrack", number)
     return True
+
+
+def _let_in(conntrack: NetlinkSocket, flow: Flow, family: int) -> None:
+    """Where an entry has labels of the gate's. One without has no room for them, and needs none."""
+    entry = NFGENMSG.pack(family, 0, 0) + nested(TUPLE_ORIG, key_of(flow))
+    labels = attribute(_LABELS, _LET_IN) + attribute(_LABELS_MASK, _LET_IN)
+    conntrack.request(_CT_NEW, 0, entry + labels)
 
 
 def _refusal(what: str, number: int | None) -> SessionsError:

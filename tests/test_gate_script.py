@@ -87,6 +87,7 @@ WEB = Access(Protocol.TCP, 80, 89)
             [
                 "fib daddr type { local, broadcast, multicast, anycast } goto judge",
                 'iifname { "eth0", "wg0" } goto judge',
+                "jump midway_out",
             ],
             [
                 'iifname != { "eth0", "wg0" } '

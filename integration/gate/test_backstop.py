@@ -23,8 +23,10 @@ LISTED = """\
 meta l4proto != udplite accept
 		meta priority 5350:0 meta priority set none accept
 		ct state established tcp flags != syn / syn,ack ct label != 126 / 126,127 accept
-		ct state established tcp flags != syn / syn,ack ct direction reply accept
-		ct state established meta l4proto tcp ct direction reply ct status ! assured accept
+		ct state established tcp flags != syn / syn,ack ct direction reply \
+ct label & 125 != 125 accept
+		ct state established meta l4proto tcp ct direction reply ct label & 125 != 125 \
+ct status ! assured accept
 		ct state established meta l4proto udp accept
 		ct state established meta l4proto sctp ct original proto-dst != 0 @th,96,8 != 0x1 \
 @th,96,8 != 0xa ct label != 126 / 126,127 accept

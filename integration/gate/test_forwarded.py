@@ -1,5 +1,7 @@
 """The gate of a host that forwards: what enters from outside, and where outside is."""
 
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -26,6 +28,8 @@ class Published:
 
 
 PUBLISHING = """
+table inet nat { }
+delete table inet nat
 table inet nat {
   chain prerouting {
     type nat hook prerouting priority dstnat;
@@ -88,6 +92,40 @@ def test_a_published_port_can_be_cut(published: Published) -> None:
             assert echoes(session)
             gate.close([own])
             assert not echoes(session)
+        gate.remove()
+
+
+def test_what_a_container_says_of_a_session_that_conntrack_forgot_lets_nothing_in(
+    published: Published,
+) -> None:
+    """Nor does it keep new connections of the container's own from being answered."""
+    outside, server, container = published.outside, published.server, published.container
+    own = hole(outside.v4, container.v4, 7777)
+    with (
+        server.inside(),
+        Gate() as gate,
+        container.new_socket(socket.AF_INET, socket.SOCK_STREAM) as listening,
+    ):
+        server.run(["nft", "flush chain inet nat postrouting"])  # it would be another's session
+        gate.apply(GatePlan(outer=("wan",)))
+        gate.open([lease(own)])
+        listening.bind(("", 7777))
+        listening.listen()
+        with outside.connection(container.v4, 7777) as session:
+            accepted, _ = listening.accept()
+            accepted.settimeout(0.5)
+            session.send(b"let in")
+            assert accepted.recv(64)
+            gate.close([own])
+            server.run(["conntrack", "-F"])
+            accepted.send(b"the container speaks")
+            time.sleep(0.1)
+            session.send(b"unseen")
+            with pytest.raises(TimeoutError):
+                accepted.recv(64)
+            assert container.reach_tcp(outside.v4, 5432) is Reach.OPEN
+            accepted.close()
+        server.run(["nft", "-f", "-"], text=PUBLISHING)
         gate.remove()
 
 

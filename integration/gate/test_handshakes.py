@@ -27,6 +27,7 @@ from spa_protocol.access import Access, Protocol
 from spa_server.firewall.kernel import Gate
 from spa_server.firewall.plan import GatePlan
 from spa_server.link import on_link
+from spa_server.sessions import adopt_established
 
 ACK_HELD_BACK = """
 table inet held {
@@ -469,6 +470,109 @@ def test_what_conntrack_has_not_seen_begin_completes_no_handshake(
             assert (service.received, log.prefixes()) == ([], [])
         finally:
             client.run(["nft", "delete", "table", "ip", "quiet"])
+
+
+@both_families
+def test_what_conntrack_took_up_midway_needs_a_hole_again_and_is_recorded_again(
+    gate: Gate, server: Host, client: Host, port: int, family: int
+) -> None:
+    """The host speaks first once the entry is lost: for conntrack it is the one who began. Whoever
+    was let in can make conntrack forget (integration/attacks/forgotten_session.py)."""
+    own = hole(address(client, family), address(server, family), port)
+    gate.open([lease(own)])
+    with (
+        listening(server, family, port) as made,
+        Log(622) as log,
+        client.connection(own.target, port) as stream,
+    ):
+        assert reached(stream) is Reach.OPEN
+        accepted, _ = made.accept()
+        accepted.settimeout(0.3)
+        assert log.prefixes() == ["permit"]
+        gate.close([own])
+        forget(server, port)
+        accepted.send(b"host")
+        stream.settimeout(1)
+        assert stream.recv(64) == b"host"
+        stream.send(b"client")
+        assert nothing_comes(accepted)
+        server.run(["nft", "delete", "table", "inet", "spa"])
+        assert nothing_comes(accepted)
+        gate.apply(ONLY_THIS_HOST)
+        assert log.prefixes() == []
+        gate.open([lease(own)])
+        accepted.settimeout(5)
+        assert accepted.recv(64) == b"client"
+        assert log.prefixes() == ["permit"]
+        gate.close([own])
+        stream.send(b"goes on")
+        assert accepted.recv(64) == b"goes on"
+        accepted.close()
+
+
+def test_a_once_hole_takes_up_one_connection_midway(
+    gate: Gate, server: Host, client: Host, port: int
+) -> None:
+    own = hole(client.v4, server.v4, port)
+    gate.open([lease(own)])
+    with listening(server, 4, port) as made:
+        streams = [client.connection(server.v4, port) for _ in range(2)]
+        assert {reached(stream) for stream in streams} == {Reach.OPEN}
+        accepted = [made.accept()[0] for _ in streams]
+        gate.close([own])
+        forget(server, port)
+        for end in accepted:
+            end.settimeout(1)
+            end.send(b"host")
+        gate.open([lease(hole(client.v4, server.v4, port, once=True))])
+        for stream in streams:
+            stream.send(b"client")
+        assert [nothing_comes(end) for end in accepted].count(False) == 1
+        assert gate.live_holes() == []
+        for end in (*streams, *accepted):
+            end.close()
+
+
+@pytest.mark.usefixtures("gate")
+def test_the_host_s_own_connection_that_conntrack_forgot_is_taken_up_by_nobody_but_the_operator(
+    server: Host, client: Host, port: int
+) -> None:
+    """As with nf_conntrack_tcp_loose=0: conntrack cannot tell who began it. `gate apply` can."""
+    elsewhere = client.serve(port)
+    with server.connection(client.v4, port) as stream:
+        assert echoes(stream)
+        forget(server, port)
+        assert not echoes(stream)
+        with server.inside():
+            adopt_established()
+        stream.settimeout(5)
+        assert stream.recv(64)
+        assert echoes(stream)
+    elsewhere.stop()
+
+
+@contextmanager
+def listening(server: Host, family: int, port: int) -> Iterator[socket.socket]:
+    with server.new_socket(af(family), socket.SOCK_STREAM) as made:
+        made.bind(("", port))
+        made.listen()
+        made.settimeout(1)
+        yield made
+
+
+def forget(server: Host, port: int) -> None:
+    """Makes conntrack forget what goes to a port."""
+    for family in ("ipv4", "ipv6"):
+        server.run(
+            ["conntrack", "-D", "-f", family, "-p", "tcp", "--dport", str(port)], check=False
+        )
+
+
+def nothing_comes(stream: socket.socket) -> bool:
+    try:
+        return not stream.recv(64)
+    except TimeoutError:
+        return True
 
 
 def test_a_forged_syn_that_conntrack_finds_invalid_is_no_line(

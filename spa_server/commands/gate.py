@@ -87,7 +87,8 @@ def gate_apply(
     with explained(), Gate() as kernel:
         is_boot = closed_on_error and problem is None
         gatehouse = Gatehouse(config, kernel, may_close=not is_boot)
-        kept = sessions.adopt_established()
+        is_first = not kernel.is_loaded()
+        kept = sessions.adopt_established(served=is_first)
         if confirm_within is not None:
             trial.begin(config, kernel, confirm_within)
         try:
@@ -96,7 +97,7 @@ def gate_apply(
         except control.NoDaemon:
             gatehouse.apply(policy)
             acts.leave(config, Event.GATE_APPLIED)
-        sessions.adopt_established()
+        sessions.adopt_established(served=is_first)
         if confirm_within is None:
             _keep(config, gatehouse, as_before=closed_on_error)
         in_force = kernel.ruleset()

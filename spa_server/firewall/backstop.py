@@ -90,7 +90,8 @@ _SOURCE: Final = {4: (12, 4), 6: (8, 16)}  # where it is in the header, and its 
 _IP6_DESTINATION: Final = 24
 _ESTABLISHED: Final = 1 << 1
 _ASSURED: Final = 1 << 2
-_BEGUN: Final = 126  # the gate's labels: gate.nft, chain `session`
+_MIDWAY: Final = 125  # the gate's labels: gate.nft, chain `session`
+_BEGUN: Final = 126
 _LET_IN: Final = 127
 _NAME_SIZE: Final = 16
 
@@ -325,9 +326,9 @@ def _protocol(number: int) -> Rule:
 
 def _established() -> Iterator[Rule]:
     """As in the gate's chain `session`: a SYN does not ride in on what is only remembered, but may
-    meet one of this host's own; no INIT or COOKIE ECHO of SCTP rides in either; what a hole let
-    begin has to be completed by one; and where conntrack knows no ports one flow would vouch for
-    all."""
+    meet one of this host's own; what conntrack took up in the middle vouches for nothing; no INIT
+    or COOKIE ECHO of SCTP rides in either; what a hole let begin has to be completed by one; and
+    where conntrack knows no ports one flow would vouch for all."""
     established = (
         ex.track(Track.STATE),
         ex.mask_number(_ESTABLISHED),
@@ -338,6 +339,11 @@ def _established() -> Iterator[Rule]:
         ex.track(Track.LABELS),
         ex.mask(_labels(_BEGUN, _LET_IN)),
         ex.compare(Is.OTHER, _labels(_BEGUN)),
+    )
+    seen_begin = (
+        ex.track(Track.LABELS),
+        ex.mask(_labels(_MIDWAY)),
+        ex.compare(Is.OTHER, _labels(_MIDWAY)),
     )
     flags = ex.payload(Base.TRANSPORT, 13, 1), ex.mask(b"\x12")
     no_syn = *flags, ex.compare(Is.OTHER, b"\2")
@@ -350,8 +356,8 @@ def _established() -> Iterator[Rule]:
     no_init = ex.payload(Base.TRANSPORT, 12, 1), ex.compare(Is.OTHER, b"\1")
     tcp = *established, *_protocol(Protocol.TCP)
     yield *tcp, *no_syn, *let_in, _ACCEPT
-    yield *tcp, *no_syn, *of_its_own, _ACCEPT
-    yield *tcp, *of_its_own, *not_assured, _ACCEPT
+    yield *tcp, *no_syn, *of_its_own, *seen_begin, _ACCEPT
+    yield *tcp, *of_its_own, *seen_begin, *not_assured, _ACCEPT
     yield *established, *_protocol(Protocol.UDP), _ACCEPT
     sctp = *established, *_protocol(Protocol.SCTP), *has_ports, *no_init
     yield *sctp, ex.compare(Is.OTHER, b"\n"), *let_in, _ACCEPT

@@ -182,12 +182,16 @@ def _port_rules(ranges: Mapping[Protocol, tuple[PortRange, ...]], verdict: str) 
 
 
 def _rules_for_ours(plan: GatePlan) -> list[str]:
-    """Which packets are judged: all, those for this host, those that enter by `outer`."""
+    """Which packets are judged: all, those for this host, those that enter by `outer`.
+
+    What is forwarded from elsewhere is not, but may be answered through `outer`.
+    """
     if plan.outer is None:
         return ["goto judge"]
     for_this_host = f"fib daddr type {_TO_THIS_HOST} goto judge"
-    forwarded = [f"iifname {_names(plan.outer)} goto judge"] if plan.outer else []
-    return [for_this_host, *forwarded]
+    if not plan.outer:
+        return [for_this_host]
+    return [for_this_host, f"iifname {_names(plan.outer)} goto judge", "jump midway_out"]
 
 
 def _rules_for_delivered(plan: GatePlan) -> list[str]:

@@ -34,7 +34,7 @@ _BUSY_ATTEMPTS: Final = 10
 _BUSY_PAUSE_S: Final = 0.01
 _NFT_WITHIN_S: Final = 30
 _CHILDREN_REMEMBERED: Final = 64
-_BASE_CHAINS: Final = ("knock", "gate", "delivered", "silence")
+_BASE_CHAINS: Final = ("knock", "gate", "delivered", "silence", "own")
 _NO_GATE: Final = "the gate does not stand"
 
 _T = TypeVar("_T")
