@@ -217,6 +217,24 @@ def test_flooded_tags_share_a_lane_that_takes_nothing_from_others(
     assert len(heard()) == 20
 
 
+def test_one_flooded_tag_does_not_fill_the_lane_of_all(
+    gate: Gate, server: Host, stranger: Host, heard: Callable[[], list[bytes]]
+) -> None:
+    """By the limits as they are: three tags that are flooded leave a fourth its place."""
+    gate.apply(GatePlan(outer=()))
+    flooded = [number.to_bytes(8) for number in range(31, 34)]
+    gate.admit([TagLease(tag, MINUTE_MS) for tag in (*flooded, OTHER_TAG)])
+    for tag in (*flooded, OTHER_TAG):
+        gate.hold_back(TagLease(tag, MINUTE_MS))
+    injector = Injector(stranger, server)
+    for tag in flooded:
+        injector.send(*from_everywhere(tag, 2000, server.v4))
+    injector.send(*from_everywhere(OTHER_TAG, 20, server.v4))
+    tags = [packet[28:36] for packet in heard()]  # behind the headers of IPv4 and UDP
+    assert tags.count(OTHER_TAG) == 20
+    assert all(tag in tags for tag in flooded)
+
+
 def test_all_that_is_heard_has_a_cap(
     gate: Gate, server: Host, stranger: Host, heard: Callable[[], list[bytes]]
 ) -> None:

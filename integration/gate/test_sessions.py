@@ -208,7 +208,8 @@ def test_two_hosts_that_open_to_each_other_find_together(
 def test_udp_that_goes_on_is_the_session_that_was_let_in_and_ends_when_it_pauses(
     gate: Gate, server: Host, client: Host, service: Service
 ) -> None:
-    """What `keep` promises for UDP: the flow, not the port. `cut` ends it with its hole."""
+    """What `keep` promises for UDP: the flow, not the port. `cut` ends it with its hole. A service
+    that speaks unasked begins a flow of its own, which may be answered."""
     own = hole(client.v4, server.v4, service.port, Protocol.UDP)
     gate.open([lease(own)])
     with client.new_socket(socket.AF_INET, socket.SOCK_DGRAM) as flow:
@@ -224,6 +225,11 @@ def test_udp_that_goes_on_is_the_session_that_was_let_in_and_ends_when_it_pauses
         server.run(["nft", "flush", "set", "inet", "spa", "flows4"])
         flow.send(b"third")
         assert drain(flow) == 0
+        client_port = flow.getsockname()[1]
+        service.udp.sendto(b"the service speaks", (f"::ffff:{client.v4}", client_port))
+        assert flow.recv(64) == b"the service speaks"
+        flow.send(b"fourth")
+        assert flow.recv(64) == b"fourth"
 
 
 @both_families

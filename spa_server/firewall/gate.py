@@ -45,6 +45,8 @@ def render(plan: GatePlan) -> str:
         source_burst=plan.source_burst,
         tag_rate=plan.tag_rate_per_s,
         tag_burst=plan.tag_burst,
+        flooded_tag_rate=plan.flooded_tag_rate_per_s,
+        flooded_tag_burst=plan.flooded_tag_burst,
         flooded_rate=plan.flooded_rate_per_s,
         flooded_burst=plan.flooded_burst,
         total_rate=plan.total_rate_per_s,

@@ -78,7 +78,8 @@ class GatePlan:
     `carriers` are those by which knocks are heard; UDP to the knock port always is.
 
     The limits are for knocks that carry an admitted tag, in packets: for each source with each
-    tag, for each tag from all sources together, for all flooded tags together, and for all tags.
+    tag, for each tag from all sources together, for each flooded tag, for all flooded tags
+    together, and for all tags.
     `tags` is how many can be admitted. Raises BadPlan.
     """
 
@@ -92,6 +93,8 @@ class GatePlan:
     source_burst: int = 20
     tag_rate_per_s: int = 1000
     tag_burst: int = 1000
+    flooded_tag_rate_per_s: int = 250
+    flooded_tag_burst: int = 125
     flooded_rate_per_s: int = 1000
     flooded_burst: int = 500
     total_rate_per_s: int = 10_000
@@ -103,6 +106,7 @@ class GatePlan:
             raise BadPlan(f"knock port {self.knock_port} is not a port from 1 to 65535")
         limits = (
             *(self.source_rate_per_s, self.source_burst, self.tag_rate_per_s, self.tag_burst),
+            *(self.flooded_tag_rate_per_s, self.flooded_tag_burst),
             *(self.flooded_rate_per_s, self.flooded_burst),
             *(self.total_rate_per_s, self.total_burst),
         )
