@@ -28,7 +28,7 @@ from spa_server.audit.record import Event, Record
 from spa_server.capture.nflog import NflogPacket
 from spa_server.connections import ConnectionLog
 from spa_server.conntrack import Told, ended_in
-from spa_server.ctentry import Count, Entry, flow_of, key_in, key_of, parse_entry
+from spa_server.ctentry import Count, Entry, flow_of, key_in, key_of, parse_entry, reply_key_in
 from spa_server.ends import (
     CHECK_AFTER_US,
     MISSED,
@@ -118,6 +118,18 @@ def test_an_end_as_the_kernel_tells_it() -> None:
     assert entry.ended_us is not None
     assert 2_000_000 < entry.ended_us - entry.begun_us < 2_010_000
     assert entry.idle_s > 0
+
+
+def test_who_began_a_connection_can_be_seen_either_way() -> None:
+    """Of one that conntrack took up in the middle, it takes for the one who began who spoke first."""
+    told = message(CT_DELETE, 0, 0, TCP4)
+    [entry] = ended_in([told])
+    client, server = IPv4Address("10.77.1.2"), IPv4Address("10.77.1.1")
+    assert reply_key_in(told) == entry.reply_key == key_of(Flow(server, 22, client, 6, 60586))
+    turned = entry.as_begun_by(entry.reply_key)
+    assert (turned.key, turned.there, turned.back) == (entry.reply_key, entry.back, entry.there)
+    assert turned.as_begun_by(entry.key) == entry
+    assert entry.as_begun_by(entry.key) == entry
 
 
 def test_an_end_before_its_time() -> None:
