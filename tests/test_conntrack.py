@@ -121,7 +121,7 @@ def test_an_end_as_the_kernel_tells_it() -> None:
 
 
 def test_who_began_a_connection_can_be_seen_either_way() -> None:
-    """Of one that conntrack took up in the middle, it takes for the one who began who spoke first."""
+    """Of one that conntrack took up in the middle, who spoke first is the one who began."""
     told = message(CT_DELETE, 0, 0, TCP4)
     [entry] = ended_in([told])
     client, server = IPv4Address("10.77.1.2"), IPv4Address("10.77.1.1")
