@@ -6,7 +6,18 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
-_HEADER: Final = re.compile(r"[ \t]*\[.*\][ \t]*(#.*)?")
+# What a bracket or a line's end may stand in, and these themselves; whatever else there is is
+# passed over. A string of several lines may end in two quotation marks of its own.
+_TOKEN: Final = re.compile(
+    r'"""(?:[^\\]|\\.)*?"{3,5}'
+    r"|'''.*?'{3,5}"
+    r'|"(?:[^\\"\n]|\\.)*"'
+    r"|'[^'\n]*'"
+    r"|#[^\n]*"
+    r"|[\[\]\n]",
+    re.DOTALL,
+)
+_PLAIN: Final = re.compile(r"\[\[?[ \t]*([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)[ \t]*\]\]?")
 
 
 def lines_of(text: str) -> dict[str, int]:
@@ -16,7 +27,7 @@ def lines_of(text: str) -> dict[str, int]:
     """
     lines: dict[str, int] = {}
     arrays: Counter[str] = Counter()
-    for number, header in _headers(text):
+    for number, header in _headers(text.replace("\r\n", "\n")):
         path, is_array = _path(header)
         if is_array:
             arrays[path] += 1
@@ -26,29 +37,29 @@ def lines_of(text: str) -> dict[str, int]:
 
 
 def _headers(text: str) -> Iterator[tuple[int, str]]:
-    """The lines that begin a table, with their numbers.
-
-    What looks like one may stand in a string or a list of several lines: then what is above it,
-    from the last header on, is no TOML yet.
-    """
-    above: list[str] = []
-    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1):
-        if _HEADER.fullmatch(line) and _is_whole("\n".join(above)) and _is_whole(line):
-            yield number, line
-            above = []
-        above.append(line)
-
-
-def _is_whole(text: str) -> bool:
-    try:
-        tomllib.loads(text)
-    except ValueError:
-        return False
-    return True
+    """The headers of tables, with their lines' numbers: brackets that nothing stands before."""
+    number, line_begin, depth, begin = 1, 0, 0, None
+    for token in _TOKEN.finditer(text):
+        found = token[0]
+        if found == "[":
+            if depth == 0 and not text[line_begin : token.start()].strip(" \t"):
+                begin = token.start()
+            depth += 1
+        elif found == "]":
+            depth -= 1
+            if depth == 0 and begin is not None:
+                yield number, text[begin : token.end()]
+                begin = None
+        elif found[0] != "#":
+            number += found.count("\n")
+            line_begin = token.end() if found == "\n" else line_begin
 
 
 def _path(header: str) -> tuple[str, bool]:
     """The key path of a header, and whether it is one of an array's."""
+    plain = _PLAIN.fullmatch(header)
+    if plain is not None:
+        return plain[1], header.startswith("[[")
     value: object = tomllib.loads(header)
     path: list[str] = []
     while isinstance(value, dict) and value:
