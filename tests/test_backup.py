@@ -90,6 +90,9 @@ class Running:
         burned = [Burn(key_id, bytes(24), at_us)]
         self.ledger.commit(Batch(burned=burned, records=records), at_us)
 
+    def close(self) -> None:
+        self.connection.close()
+
 
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
@@ -97,11 +100,11 @@ def host(tmp_path: Path) -> Host:
 
 
 def test_a_backup_of_a_daemon_that_runs_has_what_is_only_in_the_log(host: Host) -> None:
-    running = Running(host)
-    running.connection.execute("pragma wal_autocheckpoint = 0")
-    running.burn("first", NOW_US)
-    file = host.backup()
-    running.burn("second", NOW_US + SECOND)
+    with closing(Running(host)) as running:
+        running.connection.execute("pragma wal_autocheckpoint = 0")
+        running.burn("first", NOW_US)
+        file = host.backup()
+        running.burn("second", NOW_US + SECOND)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     other = Host(host.path.parent / "other")
     assert other.restore(file).exit_code == 0
@@ -113,7 +116,7 @@ def test_a_backup_of_a_daemon_that_runs_has_what_is_only_in_the_log(host: Host) 
 
 
 def test_what_was_burned_and_revoked_since_the_backup_stays_so(host: Host) -> None:
-    with Running(host).connection as connection:
+    with closing(Running(host).connection) as connection:
         registry = Registry(connection)
         for name in ("alice", "bob"):
             registry.enroll(name, identity.generate().public, roles=[], now_us=NOW_US, actor="test")
@@ -123,7 +126,7 @@ def test_what_was_burned_and_revoked_since_the_backup_stays_so(host: Host) -> No
     with schema.transaction(running.connection):
         running.connection.execute("insert into burned_floor values ('long ago', 7)")
         running.connection.execute("update \"key\" set revoked_at_us = 5 where identity = 'bob'")
-    running.connection.close()
+    running.close()
     done = host.restore(file)
     assert done.exit_code == 0, done.output
     assert host.names("select key_id from burned") == ["since"]
@@ -147,11 +150,11 @@ def test_after_a_restore_no_key_stands_for_one_that_was_revoked(host: Host) -> N
 
 
 def test_nothing_that_could_be_fresh_is_heard_after_a_restore(host: Host) -> None:
-    Running(host).connection.close()
+    Running(host).close()
     done = host.restore(host.backup())
     assert done.exit_code == 0, done.output
     floor_us = int(host.config.unrecorded.read_text())
-    with Running(host).connection as connection:
+    with closing(Running(host).connection) as connection:
         told_at = connection.execute("select at_us from event where event = 'records.lost'")
         assert floor_us == told_at.fetchone()[0] + 30 * SECOND
 
@@ -166,11 +169,11 @@ def test_what_was_there_gets_another_name_and_its_log_with_it(host: Host) -> Non
     (moved,) = host.path.glob("spa.db.replaced-*Z")
     assert Path(f"{moved}-wal").stat().st_size
     assert "restored from a backup" in host.names("select reason from event")[-1]
-    running.connection.close()
+    running.close()
 
 
 def test_settings_that_are_there_stay_and_are_named(host: Host) -> None:
-    Running(host).connection.close()
+    Running(host).close()
     file = host.backup()
     (host.path / "policy.toml").write_text(POLICY + "# newer\n")
     done = host.restore(file)
@@ -180,18 +183,18 @@ def test_settings_that_are_there_stay_and_are_named(host: Host) -> None:
 
 
 def test_a_damaged_database_is_replaced(host: Host) -> None:
-    Running(host).connection.close()
+    Running(host).close()
     file = host.backup()
     (host.path / "spa.db").write_bytes(b"not a database" * 1000)
     done = host.restore(file)
     assert done.exit_code == 0, done.output
     assert "compare spa-keys list" in done.stderr
-    Running(host).connection.close()
+    Running(host).close()
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", bytes(10240)])
 def test_what_is_no_backup_changes_nothing(host: Host, content: bytes) -> None:
-    Running(host).connection.close()
+    Running(host).close()
     before = (host.path / "spa.db").read_bytes()
     file = host.path / "x"
     file.write_bytes(content)
@@ -203,7 +206,7 @@ def test_what_is_no_backup_changes_nothing(host: Host, content: bytes) -> None:
 
 
 def test_a_backup_that_was_cut_short_changes_nothing(host: Host) -> None:
-    Running(host).connection.close()
+    Running(host).close()
     file = host.backup()
     file.write_bytes(file.read_bytes()[:40_000])
     assert host.restore(file).exit_code == 4
@@ -213,7 +216,7 @@ def test_a_backup_that_was_cut_short_changes_nothing(host: Host) -> None:
 @pytest.mark.parametrize("name", ["../evil", "evil", "spa.db", "server.key"])
 def test_an_archive_writes_nothing_but_what_a_backup_holds(host: Host, name: str) -> None:
     """A link instead of a database, or a file outside."""
-    Running(host).connection.close()
+    Running(host).close()
     file = host.backup()
     with tarfile.open(file, "a") as archive:
         member = tarfile.TarInfo(name)
@@ -231,7 +234,7 @@ def test_an_archive_writes_nothing_but_what_a_backup_holds(host: Host, name: str
 
 
 def test_a_backup_replaces_no_file_and_follows_no_link_unless_forced(host: Host) -> None:
-    Running(host).connection.close()
+    Running(host).close()
     file = host.path / "there"
     file.write_text("mine")
     assert "exists already" in host.run("backup", str(file)).stderr
@@ -259,7 +262,7 @@ def test_the_log_of_another_database_beside_a_copy_is_named(host: Host) -> None:
     with schema.transaction(running.connection):
         running.connection.execute("delete from identity where name like '%7'")
     log = (host.path / "spa.db-wal").read_bytes()
-    running.connection.close()
+    running.close()
     (host.path / "spa.db").write_bytes(older[: len(older) // 4096 // 2 * 4096])
     (host.path / "spa.db-wal").write_bytes(log)
     copied = "if it was copied to this place"
@@ -273,7 +276,7 @@ def test_what_root_restores_belongs_to_the_owner_of_the_directory_and_follows_no
     tmp_path: Path,
 ) -> None:
     host = Host(tmp_path / "host").furnish()
-    Running(host).connection.close()
+    Running(host).close()
     file = host.backup()
     (host.path / "server.key").unlink()
     for directory in tmp_path.parents:
