@@ -38,7 +38,7 @@ from tests.test_client_fake_server import (
     serving,
 )
 
-SOON_S = 0.25
+LONG_S = 20  # on the busiest machine, and less than what is not to be waited for
 
 
 def knock(server: FakeServer, *targets: Target, **more: object) -> list[Answer | Silence]:
@@ -67,10 +67,8 @@ def test_waits(timeout_s: float, expected: list[float]) -> None:
 
 
 def test_a_granted_knock_is_one_datagram_and_one_answer() -> None:
-    begun = time.monotonic()
     with serving() as server:
         (answer,) = knock(server)
-        assert time.monotonic() - begun < SOON_S
     assert isinstance(answer, Answer)
     assert answer.reply.status is Status.GRANTED
     assert [h.knock.request.accesses for h in server.heard] == [(SSH,)]
@@ -124,7 +122,7 @@ def test_silence_lasts_as_long_as_was_said_and_takes_four_knocks() -> None:
         results = knock(server)
         lasted_s = time.monotonic() - begun
     assert results == [Silence(server.target, 7)]
-    assert lasted_s == pytest.approx(2.5, abs=0.3)
+    assert 2.5 <= lasted_s < LONG_S
     assert len({h.knock.nonce for h in server.heard}) == 4
 
 
@@ -208,7 +206,7 @@ def test_a_short_timeout_is_kept() -> None:
     begun = time.monotonic()
     with serving(says_nothing) as server:
         assert knock(server, timeout_s=0.2) == [Silence(server.target, 1)]
-        assert time.monotonic() - begun < 0.2 + SOON_S
+        assert 0.2 <= time.monotonic() - begun < 2.5
 
 
 def test_junk_before_the_reply_is_not_heeded() -> None:
@@ -266,11 +264,11 @@ def test_one_dead_address_delays_the_others_answer_not_at_all_and_the_end_by_hal
     with serving() as server:
         dead = Target(ip_address("127.0.0.1"), closed_port())
         begun = time.monotonic()
-        results = exchange((dead, server.target), server.composer())
+        results = exchange((dead, server.target), server.composer(), timeout_s=60)
         assert isinstance(next(results), Answer)
-        assert time.monotonic() - begun < SOON_S
+        assert time.monotonic() - begun < LONG_S
         (silence,) = results
-        assert time.monotonic() - begun == pytest.approx(0.5, abs=0.2)
+        assert 0.5 <= time.monotonic() - begun < LONG_S
     assert silence == Silence(dead, 3, "connection refused")
 
 
@@ -290,8 +288,8 @@ def test_what_cannot_be_sent_ends_at_once() -> None:
     nowhere = Target(ip_address("fe80::1"), 62201)
     begun = time.monotonic()
     with serving() as server:
-        (result,) = knock(server, nowhere)
-        assert time.monotonic() - begun < SOON_S
+        (result,) = knock(server, nowhere, timeout_s=60)
+        assert time.monotonic() - begun < LONG_S
     assert isinstance(result, Silence)
     assert result.datagrams == 0
     assert result.error
@@ -302,7 +300,7 @@ def test_nobody_is_waited_for_where_no_reply_is_wanted() -> None:
         composer = server.composer(Wish((SSH,), reply_wanted=False))
         begun = time.monotonic()
         assert send_only((server.target,), composer) == [Silence(server.target, 2)]
-        assert time.monotonic() - begun < SOON_S
+        assert time.monotonic() - begun < 2.5
         deadline = time.monotonic() + 5
         while not server.heard and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -394,8 +394,8 @@ def can_unshare() -> bool:
 def test_no_route(home: Home, address: str) -> None:
     with configured(home, more=f'address = "{address}"'):
         begun = time.monotonic()
-        result = home.run("knock", "db1", "ssh", before=("unshare", "-n"))
-    assert time.monotonic() - begun < 2
+        result = home.run("knock", "db1", "ssh", "--timeout", "60", before=("unshare", "-n"))
+    assert time.monotonic() - begun < 30
     assert result.returncode == 4
     assert the_line(result).startswith(f"spa-client: cannot send to db1: {address}: ")
 
@@ -504,7 +504,6 @@ def test_fifty_megabytes_each_way(home: Home) -> None:
                 process.stdin.write(block)
             process.stdin.close()
 
-        begun = time.monotonic()
         feeding = threading.Thread(target=feed)
         feeding.start()
         while chunk := process.stdout.read1(MEBIBYTE):
@@ -517,7 +516,6 @@ def test_fifty_megabytes_each_way(home: Home) -> None:
         process.stderr.close()
     assert size == 50 * MEBIBYTE
     assert received.digest() == sent.digest()
-    assert time.monotonic() - begun < 20
     (line,) = stderr.splitlines()
     assert line.startswith(f"spa-client: db1 (127.0.0.1): tcp/{port} open for 127.0.0.1 until ")
     assert len(server.heard) == 1

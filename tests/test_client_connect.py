@@ -13,7 +13,7 @@ import pytest
 
 from spa_client.carriers import Answer, Result, Silence
 from spa_client.compose import Datagram
-from spa_client.connect import STAGGER_S, grants, race
+from spa_client.connect import DIAL_TIMEOUT_S, STAGGER_S, grants, race
 from spa_client.pipe import Pipe
 from spa_client.resolve import Target
 from spa_protocol.access import Access, Protocol
@@ -64,16 +64,16 @@ def test_only_the_access_that_is_needed_counts() -> None:
 
 
 def test_the_granted_address_is_dialled_while_the_others_are_waited_for(listening) -> None:
-    access, waiting = access_of(listening), threading.Event()
+    access, dialled = access_of(listening), threading.Event()
+    all_came = []
 
     def results() -> Iterator[Result]:
         yield granted("127.0.0.1", access)
-        waiting.wait(10)
+        all_came.append(not dialled.wait(10))
 
-    begun = time.monotonic()
     outcome = race(results(), access)
-    assert time.monotonic() - begun < 1
-    waiting.set()
+    assert not all_came
+    dialled.set()
     assert outcome.winner is not None
     assert outcome.winner.socket.getpeername()[0] == "127.0.0.1"
     outcome.winner.socket.close()
@@ -104,7 +104,7 @@ def test_an_address_that_hangs_costs_a_quarter_of_a_second(listening) -> None:
         lasted_s = time.monotonic() - begun
     assert outcome.winner is not None
     assert str(outcome.winner.answer.target) == "127.0.0.1"
-    assert lasted_s == pytest.approx(STAGGER_S, abs=0.2)
+    assert STAGGER_S <= lasted_s < DIAL_TIMEOUT_S
     outcome.winner.socket.close()
 
 
@@ -224,7 +224,8 @@ def test_one_non_blocking_socket_as_input_and_output() -> None:
     ours, peer = socket.socketpair()
     stream, outside = socket.socketpair()
     stream.setblocking(False)
-    pipe = Pipe(ours, stream.fileno(), os.dup(stream.fileno()))
+    sink = os.dup(stream.fileno())
+    pipe = Pipe(ours, stream.fileno(), sink)
     running = threading.Thread(target=pipe.run)
     running.start()
     payload = os.urandom(3 * MEBIBYTE)
@@ -235,13 +236,12 @@ def test_one_non_blocking_socket_as_input_and_output() -> None:
     received = hashlib.sha256()
     while chunk := outside.recv(65_536):
         received.update(chunk)
-    running.join(5)
-    assert not running.is_alive()
-    assert received.digest() == hashlib.sha256(payload).digest()
-    for thread in (echoing, sending):
+    for thread in (running, echoing, sending):
         thread.join()
+    assert received.digest() == hashlib.sha256(payload).digest()
     for each in (ours, peer, stream, outside):
         each.close()
+    os.close(sink)
 
 
 def _send(outside: socket.socket, payload: bytes) -> None:

@@ -216,9 +216,7 @@ def test_a_hole_for_one_connection_is_shared_by_nobody() -> None:
 def test_who_waits_for_a_knock_that_fails_fails_with_it(script: Script) -> None:
     with serving(slowly(script)) as server:
         door = Doorway(aiming(server, Wish((POSTGRES,)), timeout_s=0.8), POSTGRES)
-        begun = time.monotonic()
         found = connections(door, 20)
-        assert time.monotonic() - begun < 3
     assert len(found) == 20
     assert close_all(found) == 0
     assert len(server.heard) <= 6

@@ -343,9 +343,9 @@ class TestJoined:
     def test_several_addresses_are_one_join(self, home: Home, server: JoinServer) -> None:
         """`localhost` may be ::1 too, where nobody answers; the first answer counts."""
         begun = time.monotonic()
-        ended = home.join(server.invite(host="localhost"), "--timeout", "5")
+        ended = home.join(server.invite(host="localhost"), "--timeout", "60")
         assert ended.code == 0, ended
-        assert time.monotonic() - begun < 4
+        assert time.monotonic() - begun < 30
         assert len(server.enrolled()) == 1
 
 
