@@ -5,6 +5,8 @@ and so would every program be that a test starts and then stops by one of them.
 
 A file, a socket or a connection that nobody closed is an error when Python finds it, which may be
 much later. So it is looked for after each test: the error is then that test's, and no other's.
+
+How long an example of a property takes depends on what else the machine does.
 """
 
 import gc
@@ -12,10 +14,13 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 def pytest_collection_finish() -> None:

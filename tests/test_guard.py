@@ -257,6 +257,9 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     made = Host(tmp_path, now, table)
     yield made
     for guard in made.guards:
+        guard.denials.close(now.now_us)
+        if guard.lookout is not None:
+            guard.lookout.close(now.now_us)
         guard.registry.close()
     made.registry.close()
 
