@@ -103,11 +103,9 @@ class Site:
         return self.host.run(argv, check=check, env=env)
 
     def keys(self, *arguments: str, check: bool = True) -> CompletedProcess[str]:
-        """Runs `spa-keys` on the host."""
-        where = ["--database", self.database]
-        control = ["--control", self.directory / "control.sock"]
-        telling = control if arguments[0] in {"enroll", "revoke", "grant", "ungrant"} else []
-        return self.host.run([PROGRAMS / "spa-keys", *arguments, *where, *telling], check=check)
+        """Runs `spa-keys` on the host, for this site and no other that this machine may guard."""
+        argv = [PROGRAMS / "spa-keys", *arguments, "--server-config", self.config]
+        return self.host.run(argv, check=check)
 
     def apply_gate(self, *arguments: str) -> None:
         """Puts the gate in force."""

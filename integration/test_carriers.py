@@ -184,15 +184,8 @@ def test_the_other_commands_go_the_same_way(scene: Scene, carrier: str) -> None:
 @pytest.mark.parametrize("carrier", ["udp:53", "icmp", "tcp-syn"])
 def test_an_invite_is_redeemed_by_another_carrier(scene: Scene, carrier: str) -> None:
     name = f"carol-{carrier.replace(':', '-')}"
-    config = (
-        "--server-config",
-        scene.site.config,
-        "--control",
-        scene.site.directory / "control.sock",
-    )
-    where = ("--database", scene.site.database, "--host", str(scene.server.v4))
-    argv = [PROGRAMS / "spa-keys", "invite", name, "--role", "ops", *where, *config]
-    line = scene.server.run(argv).stdout.strip()
+    host = str(scene.server.v4)
+    line = scene.site.keys("invite", name, "--role", "ops", "--host", host).stdout.strip()
     home = scene.lab.new_file(f"home-{name}")
     home.mkdir()
     how = ("--no-passphrase", "--carrier", carrier, "--access", "tcp/22")

@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,19 +82,12 @@ class Scene:
     def newcomer(self) -> Newcomer:
         return Newcomer(self.lab.new_file("home"))
 
-    def keys(self, *arguments: str, check: bool = True) -> CompletedProcess[str]:
-        """Runs `spa-keys` as the operator of the site does."""
-        environment: Mapping[str, str] = {
-            "SPA_SERVER_CONFIG": str(self.site.config),
-            "SPA_DATABASE": str(self.site.database),
-            "SPA_CONTROL": str(self.site.directory / "control.sock"),
-        }
-        return self.site.host.run([PROGRAMS / "spa-keys", *arguments], env=environment, check=check)
-
     def invite(self, name: str, *options: str) -> str:
         """The line that an operator hands over."""
         host = str(self.site.host.v4)
-        return self.keys("invite", name, "--role", "ops", "--host", host, *options).stdout.strip()
+        return self.site.keys(
+            "invite", name, "--role", "ops", "--host", host, *options
+        ).stdout.strip()
 
     def site_invite(self, token: bytes) -> str:
         """The line of a token that the registry made."""
@@ -102,7 +95,7 @@ class Scene:
         return Invite(token, line.public, line.endpoint).reveal()
 
     def enrolled(self, name: str) -> list[dict[str, Any]]:
-        return list(json.loads(self.keys("list", "--json", "--identity", name).stdout))
+        return list(json.loads(self.site.keys("list", "--json", "--identity", name).stdout))
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +164,7 @@ def test_it_proves_itself_by_a_knock_where_one_is_asked_for(scene: Scene, name: 
 
 def test_a_role_that_the_policy_does_not_have_is_told(scene: Scene, name: str) -> None:
     host = str(scene.site.host.v4)
-    line = scene.keys("invite", name, "--host", host).stdout.strip()
+    line = scene.site.keys("invite", name, "--host", host).stdout.strip()
     joined = scene.newcomer().join(scene.client, line)
     assert joined.returncode == 0, joined
     assert "you have no role yet" in joined.stdout
@@ -271,7 +264,7 @@ def test_expired(scene: Scene, name: str, record: RecordSince) -> None:
 
 def test_revoked(scene: Scene, name: str) -> None:
     line, newcomer = scene.invite(name), scene.newcomer()
-    scene.keys("revoke", Identity.from_invite(Invite.parse(line).token).public.key_id)
+    scene.site.keys("revoke", Identity.from_invite(Invite.parse(line).token).public.key_id)
     refused = newcomer.join(scene.client, line)
     assert refused.returncode == 1, refused
     assert "refused: the invite was revoked" in refused.stderr
@@ -311,14 +304,14 @@ def test_approval(scene: Scene, name: str, record: RecordSince) -> None:
     (key_id,) = newcomer.keys()
     assert f"waits for approval, key id {key_id}" in waiting.stderr
     assert record.line("join.pending", identity=name)["key_id"] == key_id
-    (pending,) = json.loads(scene.keys("pending", "--json").stdout)
+    (pending,) = json.loads(scene.site.keys("pending", "--json").stdout)
     assert (pending["identity"], pending["key"]) == (name, key_id)
     knock = ("knock", "site", "tcp/22")
     assert newcomer.client(scene.client, *knock, *HASTE).returncode == 3
     stranger = scene.newcomer()
     assert stranger.join(scene.other, line).returncode == 1
     assert key_id in record.line("invite.alarm", identity=name)["reason"]
-    scene.keys("approve", name)
+    scene.site.keys("approve", name)
     assert newcomer.client(scene.client, *knock).returncode == 0
     assert newcomer.join(scene.client, line).returncode == 0
     assert [key["key"] for key in scene.enrolled(name)] == [key_id]
@@ -327,7 +320,7 @@ def test_approval(scene: Scene, name: str, record: RecordSince) -> None:
 def test_rejection(scene: Scene, name: str) -> None:
     line, newcomer = scene.invite(name, "--approve"), scene.newcomer()
     assert newcomer.join(scene.client, line).returncode == 1
-    scene.keys("reject", name)
+    scene.site.keys("reject", name)
     refused = newcomer.join(scene.client, line)
     assert refused.returncode == 1
     assert "refused: an operator rejected the key" in refused.stderr

@@ -1,11 +1,8 @@
 """Somebody who sees tags on the wire does not silence their owner."""
 
-from pathlib import Path
-from subprocess import CompletedProcess
-
 from integration.attacks import stolen_server_key, stolen_tag
 from integration.lab import Lab, wait_until
-from integration.site import PROGRAMS, Site
+from integration.site import Site
 from integration.wire import Injector, Pen, datagram, now_us, tags_in_kernel
 from keys import identity
 from spa_protocol.keytext import format_key
@@ -48,31 +45,23 @@ def test_the_flood_is_told_and_a_revoked_key_loses_its_spare_tags(lab: Lab) -> N
 def test_a_full_host_says_so_and_enrols_nobody_more(lab: Lab) -> None:
     server = lab.host("server")
     site = Site(lab, server, settings="max_keys = 100\n")
-    with_config = {"SPA_SERVER_CONFIG": str(site.config)}
     keys = [format_key(identity.generate(f"user{n}").public) for n in range(100)]
     listed = site.lab.new_file("keys")
     listed.write_text("".join(f"{line}\n" for line in keys[:79]))
-
-    def enrol(*arguments: str | Path) -> CompletedProcess[str]:
-        argv = [PROGRAMS / "spa-keys", "enroll", *arguments, "--database", site.database]
-        control = ["--control", site.directory / "control.sock"]
-        return server.run([*argv, *control], check=False, env=with_config)
-
-    assert enrol("crowd", "--from", listed, "--role", "ops").returncode == 0
+    site.keys("enroll", "crowd", "--from", str(listed), "--role", "ops")
     site.apply_gate()
     site.start()
     assert site.status()["keys_room"] == "enough"
     assert "registry-nearly-full" not in site.server("check", check=False).stdout
-    assert enrol("one", "--key", keys[79]).returncode == 0
+    site.enrol_key("one", keys[79])
     wait_until(lambda: site.status()["keys_room"].startswith("nearly full: 20 more"))
     assert "registry-nearly-full" in site.server("check", check=False).stdout
     listed.write_text("".join(f"{line}\n" for line in [*keys[80:], keys[0]]))
-    full = enrol("crowd", "--from", listed)
-    assert full.returncode == 0, full.stderr
+    site.keys("enroll", "crowd", "--from", str(listed))
     assert site.status()["keys_heard"] == site.status()["keys_at_most"] == 100
     more = format_key(identity.generate("more").public)
-    refused = enrol("more", "--key", more)
+    refused = site.keys("enroll", "more", "--key", more, check=False)
     assert refused.returncode == 1
     assert "this host hears 100 at most; revoke some, or set a larger `max_keys`" in refused.stderr
-    assert enrol("one", "--key", keys[79], "--expires", "90d").returncode == 0
+    site.enrol_key("one", keys[79], expires="90d")
     assert len(tags_in_kernel(server)) == 600
