@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import reduce
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import click
 
@@ -19,6 +19,8 @@ from keys.when import parse_expiry
 
 PROGRAM: Final = "spa-keys"
 
+_Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
+
 IDENTITY: Final = Parsed("identity", identity_name, offers.identities)
 ROLE: Final = Parsed("role", role_name, offers.roles)
 EXPIRY: Final = Parsed("moment", lambda text: parse_expiry(text, now_us()))
@@ -26,30 +28,30 @@ NAME: Final = Parsed("name", key_name, offers.key_files)
 PATH: Final = click.Path(path_type=Path, readable=False)
 PATH_OR_STDIN: Final = click.Path(path_type=Path, readable=False, allow_dash=True)
 
-directory_option: Final = click.option(
+
+def _path_option(flag: str, help: str, **more: Any) -> _Decorator:
+    """An option for a file, which the environment may name too: --database is SPA_DATABASE."""
+    variable = f"SPA_{flag.removeprefix('--').replace('-', '_').upper()}"
+    usual: dict[str, Any] = {"type": PATH, "envvar": variable, "show_envvar": True}
+    return click.option(flag, help=help, **(usual | more))
+
+
+directory_option: Final = _path_option(
     "--directory",
-    type=PATH,
+    "Where your private keys are.",
     envvar="SPA_KEYS_DIR",
     default=places.keys_directory,
     show_default="~/.config/spa/keys",
-    show_envvar=True,
-    help="Where your private keys are.",
 )
-config_option: Final = click.option(
+config_option: Final = _path_option(
     "--config",
-    type=PATH,
-    envvar="SPA_CONFIG",
+    "The configuration of spa-client.",
     default=lambda: places.configuration_directory() / "config.toml",
     show_default="~/.config/spa/config.toml",
-    show_envvar=True,
-    help="The configuration of spa-client.",
 )
-passphrase_file_option: Final = click.option(
+passphrase_file_option: Final = _path_option(
     "--passphrase-file",
-    type=PATH,
-    envvar="SPA_PASSPHRASE_FILE",
-    show_envvar=True,
-    help="Take the passphrase from the first line of this private file, or of a pipe.",
+    "Take the passphrase from the first line of this private file, or of a pipe.",
 )
 wants_passphrase_option: Final = click.option(
     "--passphrase/--no-passphrase",
@@ -110,32 +112,23 @@ def _of_this_host(ctx: click.Context, param: click.Parameter, given: Path | None
     return given
 
 
-_server_config_option: Final = click.option(
+_server_config_option: Final = _path_option(
     "--server-config",
-    type=PATH,
-    envvar="SPA_SERVER_CONFIG",
-    show_envvar=True,
+    "The server's configuration: where registry, daemon and key are.  "
+    "[default: /etc/spa/server.toml]",
     is_eager=True,
     expose_value=False,
     callback=_note_host,
-    help="The server's configuration: where registry, daemon and key are.  "
-    "[default: /etc/spa/server.toml]",
 )
-_database_option: Final = click.option(
+_database_option: Final = _path_option(
     "--database",
-    type=PATH,
-    envvar="SPA_DATABASE",
+    "The registry's file.  [default: as the server's configuration has it]",
     callback=_of_this_host,
-    show_envvar=True,
-    help="The registry's file.  [default: as the server's configuration has it]",
 )
-control_option: Final = click.option(
+control_option: Final = _path_option(
     "--control",
-    type=PATH,
-    envvar="SPA_CONTROL",
+    "The socket of the daemon, which is told at once.  [default: as the configuration has it]",
     callback=_of_this_host,
-    show_envvar=True,
-    help="The socket of the daemon, which is told at once.  [default: as the configuration has it]",
 )
 
 
