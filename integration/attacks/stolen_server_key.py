@@ -14,7 +14,7 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from integration.attacks import Figure
-from integration.attacks.stolen_tag import Flood
+from integration.flood import Flood, anywhere
 from integration.lab import Lab
 from integration.site import Site
 from integration.wire import Caller, Pen, datagram, now_us
@@ -41,7 +41,7 @@ def run(lab: Lab) -> Iterator[Figure]:
     site.apply_gate()
     site.start()
     calm = _took_s(alice)
-    with Flood(thief, server, server.v4, _anywhere, _RATE) as flood:
+    with Flood(thief, server, server.v4, anywhere, _RATE) as flood:
         flood.send(_forged(flooded, server.v4))
         time.sleep(_SWELLS_S)
         under = _took_s(alice)
@@ -70,9 +70,5 @@ def _forged(pens: list[Pen], target: IPv4Address) -> list[bytes]:
     for number in range(_DATAGRAMS):
         nonce = secrets.token_bytes(NONCE_SIZE)
         payload = seal_request(request, signature, pair=pairs[number % len(pairs)], nonce=nonce)
-        made.append(datagram(payload, _anywhere(number), target))
+        made.append(datagram(payload, anywhere(number), target))
     return made
-
-
-def _anywhere(number: int) -> IPv4Address:
-    return IPv4Address(int(IPv4Address("198.18.0.0")) + number)

@@ -5,25 +5,22 @@ many forged addresses as they like, the owner's own among them. It opens nothing
 that the owner is not heard. The figures are knocks of the owner that opened a port.
 """
 
-import secrets
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from ipaddress import IPv4Address, IPv6Address
-from typing import Final, Self
+from collections.abc import Iterator
+from ipaddress import IPv6Address
+from typing import Final
 
 from integration.attacks import Figure
+from integration.flood import SWELLS_S, Flood, anywhere
 from integration.lab import Address, Host, Lab
 from integration.site import Person, Site
-from integration.wire import Injector, Tap, datagram, udp_in
+from integration.wire import Tap, udp_in
 from spa_protocol.layout import DEFAULT_PORT, TAG_SIZE
 
 KNOCKS: Final = 8
 _FORGED: Final = 130_000
 _NETWORK_RATE: Final = 20_000
 _EACH: Final = 3_000
-_SWELLS_S: Final = 0.5
-_AT_ONCE: Final = 64
 
 
 def run(lab: Lab) -> Iterator[Figure]:
@@ -34,7 +31,7 @@ def run(lab: Lab) -> Iterator[Figure]:
     site.apply_gate()
     site.start()
     for owner, address, sources, count, rate, what in (
-        (owners[0], server.v4, _anywhere, _FORGED, 0, "130,000 forged sources"),
+        (owners[0], server.v4, anywhere, _FORGED, 0, "130,000 forged sources"),
         (owners[1], server.v6, _one_network, _FORGED, _NETWORK_RATE, "one IPv6 /64 at 20,000/s"),
     ):
         with Flood(thief, server, address, sources, rate) as flood:
@@ -47,12 +44,12 @@ def run(lab: Lab) -> Iterator[Figure]:
 def _everything_seen(owner: Person, client: Host, thief: Host, server: Host) -> Figure:
     """After every knock, all tags that were on the wire are flooded as well."""
     own, heard = client.v4, 0
-    with Flood(thief, server, server.v4, _anywhere) as flood, Tap(client) as tap:
+    with Flood(thief, server, server.v4, anywhere) as flood, Tap(client) as tap:
         for _ in range(KNOCKS):
             heard += _knocks(owner, client, server.v4)
             for tag in _tags(tap):
                 flood.add(tag, _EACH, own=own)
-            time.sleep(_SWELLS_S)
+            time.sleep(SWELLS_S)
     return Figure(f"of {KNOCKS} knocks heard, every packet seen", heard, heard == KNOCKS)
 
 
@@ -78,65 +75,5 @@ def _own(client: Host, address: Address) -> Address:
     return client.v4 if address.version == 4 else client.v6
 
 
-def _anywhere(number: int) -> Address:
-    return IPv4Address(int(IPv4Address("198.18.0.0")) + number)
-
-
 def _one_network(number: int) -> Address:
     return IPv6Address(int(IPv6Address("2001:db8::")) + 1 + number)
-
-
-class Flood:
-    """Junk under the tags that are added, at a rate (0: what can be sent) until the block ends."""
-
-    def __init__(
-        self,
-        thief: Host,
-        server: Host,
-        target: Address,
-        sources: Callable[[int], Address],
-        rate_per_s: int = 0,
-    ) -> None:
-        self._injector = Injector(thief, server)
-        self._target = target
-        self._sources = sources
-        self._rate_per_s = rate_per_s
-        self._packets: list[bytes] = []
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def add(self, tag: bytes, count: int, *, own: Address) -> None:
-        """Floods under one tag more, from `count` sources; each hundredth packet from `own`."""
-        junk = secrets.token_bytes(232)
-        made = [
-            datagram(tag + junk, own if n % 100 == 0 else self._sources(n), self._target)
-            for n in range(count)
-        ]
-        self.send(made)
-        time.sleep(_SWELLS_S)
-
-    def send(self, packets: Sequence[bytes]) -> None:
-        """Floods with these packets besides."""
-        self._packets = _shuffled([*self._packets, *packets])
-
-    def _run(self) -> None:
-        at = 0
-        while not self._stopped.is_set():
-            packets, begun_s = self._packets, time.monotonic()
-            some = packets[at : at + _AT_ONCE]
-            at = at + _AT_ONCE if at + _AT_ONCE < len(packets) else 0
-            self._injector.send(*some)
-            lasts_s = len(some) / self._rate_per_s if self._rate_per_s else 0.0
-            self._stopped.wait(max(0.0 if some else 0.01, begun_s + lasts_s - time.monotonic()))
-
-
-def _shuffled(packets: Sequence[bytes]) -> list[bytes]:
-    return secrets.SystemRandom().sample(packets, len(packets))
