@@ -3,7 +3,8 @@
 # make check   lint, types and import contracts alone
 # make bench   ours and fwknopd side by side, half an hour (as root); make bench-quick in three minutes
 # make attack  what people who mean harm do, against hosts of namespaces of their own (as root)
-# make unit    the tests that need no root; make unit-elsewhere: on each other Python that is there
+# make unit    the tests that need no root; make unit-elsewhere: on each other Python that is there,
+#              as make test does too
 # make format  formats the code
 
 BIN := .venv/bin
@@ -15,7 +16,7 @@ demo:
 	@scripts/prepare demo
 	@$(BIN)/python -m integration.demo
 
-test: ready check unit integration
+test: ready check unit unit-elsewhere integration
 
 check: ready
 	$(BIN)/ruff check .

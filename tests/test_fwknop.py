@@ -427,6 +427,7 @@ def test_invites_are_made_for_everybody(tmp_path: Path) -> None:
     assert "spa://" not in (tmp_path / "new.toml").read_text()
 
 
+@pytest.mark.once
 def test_of_ten_times_the_stanzas_each_takes_as_long(tmp_path: Path) -> None:
     """From the file to the policy that has passed its tests."""
 
@@ -471,6 +472,7 @@ _STANZAS = st.tuples(
 
 
 @given(stanzas=st.lists(_STANZAS, min_size=1, max_size=6))
+@pytest.mark.once
 def test_every_translation_loads_and_passes_its_tests(
     stanzas: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

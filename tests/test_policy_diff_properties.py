@@ -288,6 +288,7 @@ class TestProperties:
 
     @settings(COMMON, max_examples=300)
     @given(pairs(), st.integers())
+    @pytest.mark.once
     def test_a_decision_differs_if_and_only_if_the_diff_covers_it(
         self, both: tuple[Policy, Policy], seed: int
     ) -> None:

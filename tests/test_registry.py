@@ -516,6 +516,7 @@ class TestBrokenRows:
             max_size=11,
         )
     )
+    @pytest.mark.once
     def test_no_row_raises_anything_but_broken_row(self, row: list[object]) -> None:
         for make in (enrolled.key_of, enrolled.invite_of):
             with pytest.raises(enrolled.BrokenRow):
@@ -632,6 +633,7 @@ class TestTheFile:
         assert (registry.keys(), registry.identities(), registry.changes_since(0)) == ([], {}, [])
         assert not registry._connection.in_transaction
 
+    @pytest.mark.once
     def test_of_many_keys_each_loads_as_fast_as_of_few(self, tmp_path: Path) -> None:
         """100,000 take less than a second by themselves."""
         with contextlib.ExitStack() as stack:

@@ -117,6 +117,7 @@ def test_what_is_too_much_goes(book: Book) -> None:
     assert findings(book.connection) == []
 
 
+@pytest.mark.once
 def test_the_size_is_what_it_takes_on_the_disk(book: Book) -> None:
     before = pages(book.connection)
     write(book, 50_000)
@@ -205,6 +206,7 @@ def test_ended_grants_go_with_their_lines_and_live_ones_stay(book: Book) -> None
 
 @given(st.lists(st.sampled_from(["write", "trim", "sign", "restart"]), max_size=12))
 @settings(max_examples=30, deadline=None)
+@pytest.mark.once
 def test_whatever_comes_in_whatever_order_the_chain_is_sound(
     tmp_path_factory: pytest.TempPathFactory, steps: list[str]
 ) -> None:

@@ -112,6 +112,7 @@ def made(text: str, zone: str) -> Schedule:
 @quick
 @given(TEXTS, st.sampled_from(ZONES), st.lists(MOMENTS, min_size=1, max_size=30))
 @example("01:00-02:30", BERLIN, [us("2027-10-31T02:45", BERLIN)])
+@pytest.mark.once
 def test_it_is_open_when_the_library_says_so(text: str, zone: str, moments: list[int]) -> None:
     schedule, library = made(text, zone), oracle(text)
     there = OpeningHours(text, timezone=ZoneInfo(zone), country="DE")
