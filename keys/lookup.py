@@ -37,9 +37,9 @@ _SELECT_HEADS: Final = """
 # As `is_heard` of an enrolled key and of an invite (enrolled.py).
 _COUNT_HEARD: Final = """
     SELECT (SELECT count(*) FROM "key"
-            WHERE revoked_at_us IS NULL AND coalesce(expires_at_us > ?1, 1))
+            WHERE revoked_at_us IS NULL AND coalesce(expires_at_us > ?, 1))
         + (SELECT count(*) FROM invite
-            WHERE expires_at_us > ?2 AND coalesce(revoked_at_us > ?2, 1))"""
+            WHERE expires_at_us > ? AND coalesce(revoked_at_us > ?, 1))"""
 _Row = Sequence[Any]
 _T = TypeVar("_T", EnrolledKey, EnrolledInvite)
 
@@ -91,7 +91,8 @@ class Lookup:
 
     def heard(self, now_us: int) -> int:
         """How many keys and invites are heard, or will be once they are approved."""
-        return self._number(_COUNT_HEARD, now_us, now_us - LATE_US)
+        late_us = now_us - LATE_US
+        return self._number(_COUNT_HEARD, now_us, late_us, late_us)
 
     def identities(self) -> Mapping[str, frozenset[str]]:
         """Every identity by name, with its roles."""
