@@ -18,6 +18,7 @@ from keys import (
 )
 from keys.console import Parsed, Program, note, print_json, printable, say, say_lines
 from keys.keyline import BadLine, Entry, KeyList
+from keys.names import roles_in_words
 from keys.options import (
     EXPIRY,
     IDENTITY,
@@ -31,7 +32,6 @@ from keys.options import (
     database_option,
     host_here,
     now_us,
-    roles_in_words,
     tell_daemon,
 )
 from keys.progress import underway

@@ -15,6 +15,7 @@ from keys.enrolled import EnrolledInvite
 from keys.hostconfig import HostConfig, host_config
 from keys.joining import Waiting
 from keys.keyfile import KeyFile, Kind, Torn
+from keys.names import roles_in_words
 from keys.privatefile import KeyFileError
 from keys.readfile import read_file
 from keys.table import table
@@ -147,7 +148,9 @@ def invites_json(invites: Iterable[EnrolledInvite], now_us: int) -> list[dict[st
 def waiting_table(waiting: Sequence[Waiting]) -> str:
     """Two lines for each key that waits, the second with the roles that it would get."""
     rows = ((w.key.identity, w.key.key_id, local_minute(w.key.enrolled_at_us)) for w in waiting)
-    lines = (f"{_roles(w.invite.roles)}; by invite {w.invite.key_id}" for w in waiting)
+    lines = (
+        f"{roles_in_words(w.invite.roles, 'no role')}; by invite {w.invite.key_id}" for w in waiting
+    )
     return _in_pairs(("IDENTITY", "KEY", "ASKED"), rows, lines)
 
 
@@ -177,17 +180,13 @@ def _in_pairs(
 
 def _invite_line(invite: EnrolledInvite) -> str:
     parts = [
-        _roles(invite.roles),
+        roles_in_words(invite.roles, "no role"),
         "needs approval" if invite.needs_approval else "",
         f"made {local_minute(invite.created_at_us)}",
         f"used by {invite.redeemed_by}" if invite.redeemed_by is not None else "",
         f"revoked {local_minute(invite.revoked_at_us)}" if invite.revoked_at_us is not None else "",
     ]
     return "; ".join(part for part in parts if part)
-
-
-def _roles(roles: frozenset[str]) -> str:
-    return f"roles {', '.join(sorted(roles))}" if roles else "no role"
 
 
 def _utc(at_us: int | None) -> str | None:

@@ -11,6 +11,7 @@ from keys import offers, qr
 from keys.console import Parsed, note, print_json, say, say_lines
 from keys.identity import Identity
 from keys.invite import USUAL_EXPIRY, WrittenHost
+from keys.names import roles_in_words
 from keys.options import (
     EXPIRY,
     IDENTITY,
@@ -23,7 +24,6 @@ from keys.options import (
     database_option,
     host_here,
     now_us,
-    roles_in_words,
     tell_daemon,
 )
 from keys.registry import opened

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from keys.enrolled import EnrolledKey
 from keys.keyline import Entry
+from keys.names import roles_in_words
 from keys.table import table
 from keys.text import printable
 from keys.when import local_minute, rfc3339
@@ -74,7 +75,7 @@ def _row(key: EnrolledKey, now_us: int) -> tuple[str, ...]:
 def _second_line(key: EnrolledKey, roles: frozenset[str]) -> str:
     parts = [
         key.comment,
-        f"roles {', '.join(sorted(roles))}" if roles else "no role",
+        roles_in_words(roles, "no role"),
         f"enrolled {local_minute(key.enrolled_at_us)}",
         f"revoked {local_minute(key.revoked_at_us)}" if key.revoked_at_us is not None else "",
     ]

@@ -1,6 +1,7 @@
 """Names of identities and roles: what stands in commands, policies and the record."""
 
 import re
+from collections.abc import Collection
 from typing import Final
 
 from keys.trouble import Trouble
@@ -26,6 +27,13 @@ def role_name(text: str) -> str:
 def key_name(text: str) -> str:
     """The name of a private key in its directory. Raises BadName."""
     return _checked(text, "a key")
+
+
+def roles_in_words(roles: Collection[str], none: str = "no role, so nothing is allowed") -> str:
+    """What an identity has or gets: `role dba`, `roles dba, ops`, or what `none` says."""
+    if not roles:
+        return none
+    return f"role{'s' if len(roles) > 1 else ''} {', '.join(sorted(roles))}"
 
 
 def _checked(text: str, what: str) -> str:

@@ -170,8 +170,3 @@ def tell_daemon(control: Path) -> bool:
     if poked.problem:
         note(f"The daemon could not be told at once ({poked.problem}); it will notice by itself.")
     return poked.is_running
-
-
-def roles_in_words(roles: frozenset[str]) -> str:
-    """What an identity has."""
-    return f"roles {', '.join(sorted(roles))}" if roles else "no role, so nothing is allowed"

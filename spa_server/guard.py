@@ -69,6 +69,8 @@ _RETRY_S: Final = 1.0
 _HEARS_FOR_S: Final = 0.01
 _STOPS_WITHIN_S: Final = 1.0
 _CLOCK_STEP_US: Final = 1_000_000
+_AT_THE_START: Final = Actor("start of the daemon")
+_BY_ROUTES: Final = Actor("change of routes or addresses")
 _NOT_CONFIRMED: Final = "the new one was not confirmed"
 _ROUTES_UNREADABLE: Final = "this host cannot read its routes now; try again"
 _BUSY_MS: Final = 1000
@@ -240,7 +242,7 @@ class Guard:
         why: str | None = "nobody could tell whether it was loaded at the start"
         with self.faults.tolerate("the gate"):
             why = None if self.gate.is_loaded() else "it was not loaded at the start"
-        self.enforcement.restore(self.policy, now_us, why)
+        self.enforcement.restore(self.policy, now_us, why, actor=_AT_THE_START)
         if self.gatehouse.held_back is not None:
             self._note_refused(self.gatehouse.held_back, now_us)
         self._learn_sessions()
@@ -516,7 +518,7 @@ class Guard:
         self._sources.clear()
         with self.faults.tolerate("the gate"):
             if self.gatehouse.is_wanted and self.gatehouse.is_out_of_date(self.policy):
-                self.enforcement.restore(self.policy, clock.now_us(), None)
+                self.enforcement.restore(self.policy, clock.now_us(), None, actor=_BY_ROUTES)
 
     def doubt(self, what: str, error: Exception) -> None:
         """Something about the gate went wrong elsewhere: who knows what was not heard or done?"""

@@ -607,7 +607,7 @@ class TestLists:
         assert "taken" not in "".join(lines)
         assert max(map(len, lines)) <= 80
         of_used = next(i for i, line in enumerate(lines) if line.startswith("used"))
-        assert "roles dba; made 2" in lines[of_used + 1]
+        assert "role dba; made 2" in lines[of_used + 1]
         assert f"used by {key_id}" in lines[of_used + 1]
         one = host.run("list", "--invites", "--identity", "late").out
         assert (one.count("\n"), "expired" in one) == (3, True)
@@ -639,7 +639,7 @@ class TestApproveCommands:
         (listed,) = host.listed()
         assert (listed["key"], listed["state"]) == (key_id, "pending")
         ended = host.run("approve", "alice", "--expires", "2199-01-31")
-        assert ended.out == f"alice may knock with {key_id}, until 2199-01-31T00:00; roles dba\n"
+        assert ended.out == f"alice may knock with {key_id}, until 2199-01-31T00:00; role dba\n"
         (listed,) = host.listed()
         assert (listed["state"], listed["roles"]) == ("active", ["dba"])
 

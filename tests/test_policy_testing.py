@@ -125,7 +125,7 @@ OUTCOMES = [
     (
         "somebody whose role is not defined",
         a_test("allow", "tcp/22", identity="carol"),
-        "denied: no role allows it; carol has the roles clerk",
+        "denied: no role allows it; carol has role clerk",
     ),
     (
         "nobody",

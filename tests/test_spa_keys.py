@@ -1141,11 +1141,11 @@ class TestEnrollFromAList:
         )
         assert (ended.code, ended.err) == (0, "")
         assert ended.out.splitlines() == [
-            f"{name} may knock with {key_id}, until 2199-01-31T00:00; roles {roles}"
+            f"{name} may knock with {key_id}, until 2199-01-31T00:00; {roles}"
             for name, (key_id, _), roles in zip(
                 ("alice", "alice", "bob", "backup"),
                 keys,
-                ("all, dba, oncall", "all, dba, oncall", "all, dba, oncall", "all"),
+                (*["roles all, dba, oncall"] * 3, "role all"),
                 strict=True,
             )
         ]
@@ -1293,7 +1293,7 @@ class TestList:
             "2199-01-31T13:00",
             "2027-01-15T09:00",
         ]
-        assert re.fullmatch(r"  alice@laptop; roles dba; enrolled 20.{14}", lines[2])
+        assert re.fullmatch(r"  alice@laptop; role dba; enrolled 20.{14}", lines[2])
         assert lines[3].split() == ["bob.the-builder1", bob, "active", "never", "never"]
         assert re.fullmatch(r"  bob.the-builder1@laptop; roles net, ops; enrolled .{16}", lines[4])
         assert max(map(len, lines)) <= 80
@@ -1418,7 +1418,7 @@ class TestRevokeAndRoles:
     def test_granting_and_ungranting(self, host: Host) -> None:
         host.enroll("alice")
         assert host.run("grant", "alice", "ops", "dba") == Ended(0, "alice: roles dba, ops\n", "")
-        assert host.run("ungrant", "alice", "ops") == Ended(0, "alice: roles dba\n", "")
+        assert host.run("ungrant", "alice", "ops") == Ended(0, "alice: role dba\n", "")
         ended = host.run("ungrant", "alice", "dba")
         assert ended.out == "alice: no role, so nothing is allowed\n"
         assert host.run("ungrant", "alice", "dba").trouble(1) == "alice does not have the role dba"

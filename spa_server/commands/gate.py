@@ -229,9 +229,10 @@ def gate_remove(path: Path | None, yes: bool) -> None:
     from spa_server.gatehouse import Gatehouse
 
     config = load_config(path)
-    if not yes:
-        click.confirm("Open every port of this host?", abort=True, err=True)
     with explained(), Gate() as kernel:
+        kernel.is_loaded()  # who may not even ask is told so, before anything else happens
+        if not yes:
+            click.confirm("Open every port of this host?", abort=True, err=True)
         runs = _tell_of_removal(config)
         Gatehouse(config, kernel).remove()
     if not runs:

@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from keys.names import roles_in_words
 from keys.text import printable
 from keys.tomlfile import FileProblem
 from spa_protocol.reason import Code
@@ -125,8 +126,7 @@ class _Bench:
             misses.append(f"and {len(decision.near) - _MISSES_TOLD} more rules")
         if misses or test.identity is None:
             return "; ".join(misses) or decision.short
-        has = f"the roles {', '.join(sorted(roles))}" if roles else "no role"
-        return f"{decision.short}; {test.identity} has {has}"
+        return f"{decision.short}; {test.identity} has {roles_in_words(roles, 'no role')}"
 
     def _place(self, rule: Allow) -> str:
         return f"{rule.path} ({self._file}:{rule.line})" if rule.line else rule.path
