@@ -360,9 +360,9 @@ def test_a_client_whose_clock_is_off_by_more_epochs_than_are_admitted_hears_noth
 def test_a_change_of_epoch_loses_no_knock(scene: Scene) -> None:
     """The next epoch's tags are there before it begins, the last one's stay for two more."""
     callers = [scene.enrol("ops") for _ in range(3)]
-    scene.clock.set_into_epoch(EPOCH_S - 1)
-    scene.site.status()
+    scene.clock.set_into_epoch(EPOCH_S - 3)
     boundary_us = (epoch_of(scene.clock.now_us()) + 1) * EPOCH_US
+    scene.site.status()
     epochs = set()
     for caller in cycle(callers):
         now = scene.clock.now_us()
