@@ -186,6 +186,7 @@ class Line(TypedDict):
     at: str
     event: str
     identity: str | None
+    key_id: str | None
     source: str | None
     target: str | None
     access: str | None

@@ -224,10 +224,16 @@ def _place_databases(config: Config, staging: Path) -> Iterator[Path]:
 
 
 def _put(source: Path, path: Path) -> None:
-    """Gives a file of the working directory its name: both are in directories of one owner."""
+    """Gives a file of the working directory its name: both are in directories of one owner.
+
+    Root made it as itself where that owner cannot get there, nor meddle.
+    """
     with as_owner(path):
         descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
         try:
+            owner = path.parent.stat()
+            if os.geteuid() == 0 and os.fstat(descriptor).st_uid != owner.st_uid:
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
             os.fchmod(descriptor, 0o600)
             os.fsync(descriptor)
         finally:
