@@ -136,16 +136,16 @@ def test_what_was_burned_and_revoked_since_the_backup_stays_so(host: Host) -> No
 
 def test_after_a_restore_no_key_stands_for_one_that_was_revoked(host: Host) -> None:
     """In the backup it is being replaced; it was revoked since, which took its place away."""
-    with Running(host).connection as connection:
+    with closing(Running(host).connection) as connection:
         registry = Registry(connection)
         keys = [identity.generate().public for _ in range(2)]
         for key, old in zip(keys, (None, keys[0].key_id), strict=True):
             registry.enroll("alice", key, replaces=old, now_us=NOW_US, actor="test")
     file = host.backup()
-    with Running(host).connection as connection:
+    with closing(Running(host).connection) as connection:
         Registry(connection).revoke(keys[0].key_id, now_us=NOW_US, actor="test")
     assert host.restore(file).exit_code == 0
-    with Running(host).connection as connection:
+    with closing(Running(host).connection) as connection:
         assert Registry(connection).successions() == {}
 
 
