@@ -104,6 +104,10 @@ class Enforcement:
         """Whether it is the gate or the tags."""
         return self._faults.in_doubt
 
+    def close(self) -> None:
+        """Gives back the descriptors in reserve; the gate stays as it is."""
+        self._spare.close()
+
     def apply(
         self, policy: Policy, now_us: int, why: str | None = None, *, actor: Actor | None = None
     ) -> None:

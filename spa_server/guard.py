@@ -263,6 +263,7 @@ class Guard:
         self.ledger.close()
         schema.close(self._connection)
         self.outputs.close()
+        self.enforcement.close()
 
     # What comes
 

@@ -3,7 +3,8 @@
 import errno
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,11 @@ def notes() -> Notes:
 
 
 @pytest.fixture
-def enforcement(kernel: Any, notes: Any) -> Enforcement:
+def enforcement(kernel: Any, notes: Any) -> Iterator[Enforcement]:
     faults = FirewallFaults(notes)
-    return Enforcement(kernel, kernel, kernel, kernel, ledger=notes, faults=faults)
+    made = Enforcement(kernel, kernel, kernel, kernel, ledger=notes, faults=faults)
+    with closing(made):
+        yield made
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
@@ -114,11 +117,10 @@ def test_whether_the_gate_is_wanted_may_be_what_cannot_be_told(
 
     monkeypatch.delattr(kernel, "is_wanted")
     monkeypatch.setattr(Kernel, "is_wanted", property(cannot_tell), raising=False)
-    enforcement = Enforcement(
-        kernel, kernel, kernel, kernel, ledger=notes, faults=FirewallFaults(notes)
-    )
-    enforcement.restore(Policy(), NOW_US, None)
-    assert enforcement.gate_in_doubt
+    faults = FirewallFaults(notes)
+    with closing(Enforcement(kernel, kernel, kernel, kernel, ledger=notes, faults=faults)) as made:
+        made.restore(Policy(), NOW_US, None)
+        assert made.gate_in_doubt
 
 
 def test_trouble_with_the_backstop_is_no_doubt_about_the_gate(

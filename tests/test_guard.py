@@ -261,6 +261,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
         if guard.lookout is not None:
             guard.lookout.close(now.now_us)
         guard.registry.close()
+        guard.enforcement.close()
     made.registry.close()
 
 
